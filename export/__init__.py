@@ -1,0 +1,1 @@
+"""Any decoder to an engine folder: source → passes → build."""

@@ -1,0 +1,1 @@
+"""From an engine folder to tokens: manifest, backends, cache, step → stream → generate."""

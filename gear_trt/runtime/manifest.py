@@ -1,0 +1,120 @@
+"""`gear.json`: what an engine folder says about itself. The exporter writes it, the runtime checks it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.spec import CompressionConfig, layout_hash
+
+MANIFEST_FILE = "gear.json"
+MODEL_FILE = "model.onnx"
+SCHEMA_VERSION = 1
+
+
+class LayerFacts(BaseModel):
+    """One attention layer of the engine.
+
+    Attributes:
+        num_heads: N.
+        num_kv_heads: H.
+        head_dim: D.
+        config: How this layer's cache is compressed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    config: CompressionConfig
+
+
+class ModelFacts(BaseModel):
+    """What the runtime must know of the model.
+
+    Attributes:
+        source: File or folder name that was exported, for people.
+        architecture: Hugging Face `model_type`, or None where unknown.
+        vocab_size: Width of the logits.
+        max_context: Longest sequence, tokens.
+        eos_token_ids: Tokens that end a generation.
+        pad_token_id: Token that fills unequal batches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    architecture: str | None
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+
+class Manifest(BaseModel):
+    """The whole of `gear.json`.
+
+    Attributes:
+        schema_version: Version of this schema.
+        layout_hash: Layout that the graph was exported for.
+        versions: Package versions that made the folder, for people.
+        model: Facts of the model.
+        layers: Every attention layer, in the order of its index.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    layout_hash: str
+    versions: dict[str, str]
+    model: ModelFacts
+    layers: tuple[LayerFacts, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write `gear.json` into an engine folder."""
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read and check the manifest of an engine folder.
+
+        Raises:
+            GearError: `MISSING_FILE` where there is none, `DAMAGED_ENGINE` where it is not valid,
+                `LAYOUT_MISMATCH` where it was exported for another layout.
+        """
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise GearError(
+                ErrorCode.MISSING_FILE,
+                f"{folder} is not an engine folder: it has no {MANIFEST_FILE}",
+                hint="make one with `gear-export MODEL -o DIR`",
+            )
+        try:
+            raw = json.loads(path.read_text())
+            if not isinstance(raw, dict):
+                raise ValueError("not a JSON object")  # noqa: TRY004 - reported as damage below
+            if (version := raw.get("schema_version")) != SCHEMA_VERSION:
+                raise ValueError(f"schema_version is {version}, this gear_trt reads {SCHEMA_VERSION}")
+            manifest = cls.model_validate(raw)
+        except (ValueError, ValidationError) as error:
+            reason = str(error).splitlines()
+            raise GearError(
+                ErrorCode.DAMAGED_ENGINE,
+                f"{path} is damaged: {reason[0]}",
+                hint="export the model again with `gear-export`",
+                detail="\n".join(reason[1:]) or None,
+            ) from None
+        if manifest.layout_hash != layout_hash():
+            raise GearError(
+                ErrorCode.LAYOUT_MISMATCH,
+                f"{folder} was exported for page layout {manifest.layout_hash}, "
+                f"this gear_trt has {layout_hash()}",
+                hint="export the model again with this version, or install the version that "
+                f"exported it ({manifest.versions.get('gear_trt', 'unknown')})",
+            )
+        return manifest

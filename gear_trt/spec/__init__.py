@@ -1,0 +1,18 @@
+"""The definition: config, page layout, op table. Everything else derives from here."""
+
+from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
+from gear_trt.spec.layout import PageLayout, bits_per_element, layout_hash, page_layout
+from gear_trt.spec.ops import DOMAIN, GEAR_ATTENTION, OpSpec
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "DOMAIN",
+    "GEAR_ATTENTION",
+    "PRESETS",
+    "CompressionConfig",
+    "OpSpec",
+    "PageLayout",
+    "bits_per_element",
+    "layout_hash",
+    "page_layout",
+]
