@@ -71,10 +71,10 @@ def decompress_sequence(
     waiting = length - sinks - pages * config.chunk
     rows_2RD = cache.residual_buffer[slot, head].astype(np.float32)
     parts = [rows_2RD[:, :sinks]]
-    for page in page_ids[:pages]:
-        parts.append(
-            np.stack(decompress_page(cache.page_pool[page, head], config, cache.head_dim))
-        )
+    parts += [
+        np.stack(decompress_page(cache.page_pool[page, head], config, cache.head_dim))
+        for page in page_ids[:pages]
+    ]
     parts.append(rows_2RD[:, config.sinks : config.sinks + waiting])
     keys_TD, values_TD = np.concatenate(parts, axis=1)
     return keys_TD, values_TD

@@ -20,7 +20,7 @@ def half_down(x: FloatArray) -> HalfArray:
     """Round to the largest FP16 that is not above x; saturate at ±65504."""
     rounded = half_nearest(x)
     too_large = rounded.astype(np.float32) > x
-    lower = np.maximum(np.nextafter(rounded, np.float16(-np.inf)), np.float16(-HALF_MAX))
+    lower = np.nextafter(rounded, np.float16(-HALF_MAX))
     return np.where(too_large, lower, rounded).astype(np.float16)
 
 

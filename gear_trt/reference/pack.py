@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ def unpack_plane(words: WordArray, lanes: int, quads: int, bits: int) -> CodeArr
     return ((words.view(np.uint32)[word] >> shift) & ((1 << bits) - 1)).astype(np.uint8)
 
 
-def pack_array(values: NDArray[np.generic], bits: int) -> WordArray:
+def pack_array(values: NDArray[Any], bits: int) -> WordArray:
     """Pack an array of 16-, 8- or 4-bit elements in C order, first element in the lowest bits."""
     flat = np.ascontiguousarray(values).reshape(-1)
     if bits == 4:
@@ -50,7 +51,7 @@ def pack_array(values: NDArray[np.generic], bits: int) -> WordArray:
     return np.append(raw, np.zeros(-raw.size % 4, np.uint8)).view(np.int32)
 
 
-def unpack_array(words: WordArray, shape: tuple[int, ...], dtype: str, bits: int) -> NDArray[np.generic]:
+def unpack_array(words: WordArray, shape: tuple[int, ...], dtype: str, bits: int) -> NDArray[Any]:
     """Inverse of `pack_array`; 4-bit elements come back as int8."""
     count = int(np.prod(shape))
     raw = words.view(np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,7 +88,7 @@ def decode_side(
     return _from_vectors(side, x_VL)
 
 
-def _to_vectors(side: str, x_CD: NDArray[np.generic]) -> NDArray[np.generic]:
+def _to_vectors(side: str, x_CD: NDArray[Any]) -> NDArray[Any]:
     """[C, D] to [V, L]: K vectors are channels, V vectors are tokens."""
     return x_CD.T if side == "key" else x_CD
 
@@ -94,7 +96,9 @@ def _to_vectors(side: str, x_CD: NDArray[np.generic]) -> NDArray[np.generic]:
 _from_vectors = _to_vectors
 
 
-def _compress_side(side: str, x_CD: FloatArray | HalfArray, config: CompressionConfig) -> dict[str, WordArray]:
+def _compress_side(
+    side: str, x_CD: FloatArray | HalfArray, config: CompressionConfig
+) -> dict[str, WordArray]:
     """Return the packed fields of one side by name, without the ones that the config leaves out."""
     bits = getattr(config, f"{side}_bits")
     if bits >= PASS_THROUGH_BITS:
@@ -142,8 +146,8 @@ def _pack_codes(codes_lanes_quads: CodeArray, bits: int) -> dict[str, WordArray]
     if bits != 3:
         return {"codes": pack_plane(codes_lanes_quads, bits)}
     return {
-        "codes": pack_plane(codes_lanes_quads & 3, 2),
-        "codes_high": pack_plane(codes_lanes_quads >> 2, 1),
+        "codes": pack_plane(codes_lanes_quads & np.uint8(3), 2),
+        "codes_high": pack_plane(codes_lanes_quads >> np.uint8(2), 1),
     }
 
 
@@ -158,10 +162,8 @@ class _SideReader:
         self._config = config
         self._layout: PageLayout = page_layout(config, head_dim)
         self._head_dim = head_dim
-        is_key = side == "key"
-        self._vectors, self._length = (
-            (head_dim, config.chunk) if is_key else (config.chunk, head_dim)
-        )
+        self._vectors = head_dim if side == "key" else config.chunk
+        self._length = config.chunk if side == "key" else head_dim
         self._groups = layout_variables(config, head_dim)[f"{side}_groups"]
 
     def _field(self, name: str) -> WordArray:
@@ -175,7 +177,7 @@ class _SideReader:
             return unpack_plane(self._field("codes"), *shape, bits).T
         low = unpack_plane(self._field("codes"), *shape, 2)
         high = unpack_plane(self._field("codes_high"), *shape, 1)
-        return (low | (high << 2)).T
+        return (low | (high << np.uint8(2))).T
 
     def metadata_GV(self) -> tuple[FloatArray, FloatArray]:
         """Return scales and mins [groups, V] float32."""

@@ -70,9 +70,7 @@ def quantize(
 
     group_of_L = np.arange(length) // group_size
     scale_VL, min_VL = scales_GV.T[:, group_of_L], mins_GV.T[:, group_of_L]
-    inverse_VL = np.divide(
-        np.float32(1), scale_VL, out=np.zeros_like(scale_VL), where=scale_VL > 0
-    )
+    inverse_VL = np.divide(np.float32(1), scale_VL, out=np.zeros_like(scale_VL), where=scale_VL > 0)
     codes_VL = np.rint(np.clip((x_VL - min_VL) * inverse_VL, 0, top_code)).astype(np.uint8)
     dequantized_VL = codes_VL.astype(np.float32) * scale_VL + min_VL
     return Quantized(codes_VL, scales_GV, mins_GV, stored, dequantized_VL)

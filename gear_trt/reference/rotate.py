@@ -31,4 +31,4 @@ def rotate(x: FloatArray) -> FloatArray:
         low, high = pairs[..., 0, :], pairs[..., 1, :]
         y = np.stack([low + high, low - high], axis=-2).reshape(x.shape)
         width *= 2
-    return y * (np.float32(1.0) / np.sqrt(np.float32(block)))
+    return np.asarray(y * (np.float32(1) / np.sqrt(np.float32(block))), np.float32)

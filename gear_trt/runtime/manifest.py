@@ -1,4 +1,4 @@
-"""`gear.json`: what an engine folder says about itself. The exporter writes it, the runtime checks it."""
+"""`gear.json`: what an engine folder says of itself. Exporters write it, the runtime checks it."""
 
 from __future__ import annotations
 
@@ -95,12 +95,7 @@ class Manifest(BaseModel):
                 hint="make one with `gear-export MODEL -o DIR`",
             )
         try:
-            raw = json.loads(path.read_text())
-            if not isinstance(raw, dict):
-                raise ValueError("not a JSON object")  # noqa: TRY004 - reported as damage below
-            if (version := raw.get("schema_version")) != SCHEMA_VERSION:
-                raise ValueError(f"schema_version is {version}, this gear_trt reads {SCHEMA_VERSION}")
-            manifest = cls.model_validate(raw)
+            manifest = cls.model_validate(_supported(json.loads(path.read_text())))
         except (ValueError, ValidationError) as error:
             reason = str(error).splitlines()
             raise GearError(
@@ -118,3 +113,10 @@ class Manifest(BaseModel):
                 f"exported it ({manifest.versions.get('gear_trt', 'unknown')})",
             )
         return manifest
+
+
+def _supported(raw: object) -> object:
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {version}, this gear_trt reads {SCHEMA_VERSION}")
+    return raw

@@ -74,8 +74,8 @@ def _page_config() -> Iterator[str]:
 
 
 def _page_layout() -> Iterator[str]:
-    suffixes = [field.name.removeprefix("key_") for field in spec.FIELDS if _side(field.name) == "key"]
-    derived = [name.removeprefix("key_") for name in spec.DERIVED if _side(name) == "key"]
+    suffixes = _key_suffixes([field.name for field in spec.FIELDS])
+    derived = _key_suffixes(list(spec.DERIVED))
     yield "// Offsets of the fields of one side (K or V), in int32 words from the start of a page."
     yield "struct SideLayout {"
     for name in suffixes:
@@ -111,8 +111,9 @@ def _page_layout() -> Iterator[str]:
     yield "}"
 
 
-def _side(name: str) -> str:
-    return name.partition("_")[0]
+def _key_suffixes(names: list[str]) -> list[str]:
+    """What follows `key_`: the members that both sides have."""
+    return [name.removeprefix("key_") for name in names if name.startswith("key_")]
 
 
 def _member(name: str) -> str:
@@ -128,7 +129,8 @@ def _code_order() -> Iterator[str]:
     yield "  int shift;"
     yield "};"
     yield ""
-    yield "GEAR_HOST_DEVICE constexpr CodePlace code_place(int lane, int quad, int lanes, int bits) {"
+    arguments = "int lane, int quad, int lanes, int bits"
+    yield f"GEAR_HOST_DEVICE constexpr CodePlace code_place({arguments}) {{"
     yield f"  const int unit = {_cpp(spec.CODE_UNIT)};"
     yield f"  return {{{_cpp(spec.CODE_WORD)}, {_cpp(spec.CODE_SHIFT)}}};"
     yield "}"

@@ -27,8 +27,12 @@ class CompressionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key_bits: Bits = Field(4, description="Bits per key code; 16 and 32 store FP16 and FP32 values.")
-    value_bits: Bits = Field(4, description="Bits per value code; 16 and 32 store FP16 and FP32 values.")
+    key_bits: Bits = Field(
+        4, description="Bits per key code; 16 and 32 store FP16 and FP32 values."
+    )
+    value_bits: Bits = Field(
+        4, description="Bits per value code; 16 and 32 store FP16 and FP32 values."
+    )
     group_size: Literal[32, 64, 128] = Field(
         32, description="Elements that share a scale and a min: tokens for K, channels for V."
     )
@@ -45,7 +49,8 @@ class CompressionConfig(BaseModel):
         3, description="Power iterations that fit the low-rank factors."
     )
     outliers: Literal[0, 2, 4] = Field(
-        0, description="Outliers kept per vector (K: channel, V: token), half largest, half smallest."
+        0,
+        description="Outliers kept per vector (K: channel, V: token), half largest, half smallest.",
     )
     chunk: Literal[64, 128] = Field(64, description="Tokens per page.")
     sinks: Annotated[int, Field(ge=0, le=64)] = Field(
@@ -90,7 +95,7 @@ class CompressionConfig(BaseModel):
             **overrides: Fields of this class that replace the preset's.
 
         Raises:
-            GearError: `UNKNOWN_PRESET` for an unknown name, `BAD_CONFIG` for values that do not fit.
+            GearError: `UNKNOWN_PRESET`, or `BAD_CONFIG` for values that do not fit.
         """
         if name not in PRESETS:
             raise GearError(
@@ -154,6 +159,6 @@ PRESETS: dict[str, dict[str, int]] = {
     },
 }
 """Named configs. `paper-*` is GEAR as published (KCVT at 4 bits, KIVI g=64 at 2 bits, s = 2 %,
-r = 4), fitted per page; the others add sinks, rotation and 8-bit metadata instead of corrections."""
+r = 4), fitted per page; the others have sinks, rotation and 8-bit metadata, no corrections."""
 
 DEFAULT_PRESET = "k4v4"

@@ -72,7 +72,9 @@ GEAR_ATTENTION = OpSpec(
             _BUFFER,
             "per slot and head: K (0) and V (1) rows; `sinks` first tokens, then the newest",
         ),
-        TensorSpec("page_table", "int32", ("B", "max_pages"), "page ids of each sequence, in order"),
+        TensorSpec(
+            "page_table", "int32", ("B", "max_pages"), "page ids of each sequence, in order"
+        ),
         TensorSpec("slots", "int32", ("B",), "row of `residual_buffer` that each sequence owns"),
         TensorSpec("past_lengths", "int32", ("B",), "tokens of each sequence before this call"),
         TensorSpec("new_lengths", "int32", ("B",), "valid new tokens of each sequence, 0..S"),
