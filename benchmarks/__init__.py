@@ -1,0 +1,1 @@
+"""Measurements: scripts here, recorded rows in `results/`."""

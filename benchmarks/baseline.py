@@ -1,0 +1,146 @@
+"""The peer in every comparison: the same graph with ONNX Runtime's own FP32 cache.
+
+Each GearAttention node of an engine becomes one `com.microsoft.GroupQueryAttention` whose past and
+present share one buffer, the fastest FP32 cache that ONNX Runtime has on the CPU. Weights and every
+other node stay the same, so a difference is the cache's.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from gear_trt.runtime.manifest import MODEL_FILE, Manifest
+from gear_trt.spec import GEAR_ATTENTION, graph
+
+BASELINE_FILE = "baseline.onnx"
+
+
+def write_baseline(engine: Path) -> Path:
+    """Write `baseline.onnx` beside an engine's model (it shares the weight file) and return it."""
+    model = onnx.load(engine / MODEL_FILE, load_external_data=False)
+    nodes = [
+        _group_query_attention(node) if node.op_type == GEAR_ATTENTION.name else node
+        for node in model.graph.node
+    ]
+    replaced = [node for node in nodes if node.op_type == "GroupQueryAttention"]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _replace_state(model.graph, replaced)
+    if not any(item.domain == "com.microsoft" for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path = engine / BASELINE_FILE
+    onnx.save(model, path)
+    return path
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, float]:
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _group_query_attention(node: onnx.NodeProto) -> onnx.NodeProto:
+    values = _attributes(node)
+    layer = int(values["layer"])
+    return helper.make_node(
+        "GroupQueryAttention",
+        [
+            *node.input[:3],
+            f"past_key.{layer}",
+            f"past_value.{layer}",
+            "seqlens_k",
+            "total_sequence_length",
+        ],
+        [node.output[0], f"present_key.{layer}", f"present_value.{layer}"],
+        name=f"gqa.{layer}",
+        domain="com.microsoft",
+        num_heads=values["num_heads"],
+        kv_num_heads=values["num_kv_heads"],
+        scale=values["scale"],
+        softcap=values.get("softcap", 0.0),
+        local_window_size=values.get("sliding_window", 0) or -1,
+    )
+
+
+def _replace_state(graph_proto: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Swap the compressed state's inputs and outputs for FP32 caches and their lengths."""
+    gone = (graph.PAGE_TABLE, graph.SLOTS, graph.NEW_LENGTHS, "page_pool", "residual_buffer")
+    used = {name for node in graph_proto.node for name in node.input}
+    inputs = [item for item in graph_proto.input if not item.name.startswith(gone)]
+    inputs = [item for item in inputs if item.name in used]
+    outputs = [item for item in graph_proto.output if not item.name.startswith(gone)]
+    inputs += [
+        helper.make_tensor_value_info("seqlens_k", TensorProto.INT32, ["batch"]),
+        helper.make_tensor_value_info("total_sequence_length", TensorProto.INT32, []),
+    ]
+    for node in nodes:
+        shape = ["batch", _attributes(node)["kv_num_heads"], "capacity", None]
+        inputs += [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in node.input[3:5]
+        ]
+        outputs += [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in node.output[1:]
+        ]
+    for field, items in (("input", inputs), ("output", outputs)):
+        values = getattr(graph_proto, field)
+        del values[:]
+        values.extend(items)
+    del graph_proto.value_info[:]
+
+
+class Fp32Engine:
+    """One sequence decoded with ONNX Runtime's FP32 cache.
+
+    Args:
+        engine: Engine folder; `baseline.onnx` is written into it when it is missing.
+        capacity: Longest sequence, tokens.
+        threads: Intra-op threads of the session.
+    """
+
+    def __init__(self, engine: Path, *, capacity: int, threads: int) -> None:
+        manifest = Manifest.read(engine)
+        path = engine / BASELINE_FILE
+        if not path.is_file():
+            write_baseline(engine)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = ort.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {item.name for item in self._session.get_inputs()}
+        self._binding = self._session.io_binding()
+        self._states = []
+        for index, layer in enumerate(manifest.layers):
+            shape = (1, layer.num_kv_heads, capacity, layer.head_dim)
+            for side in ("key", "value"):
+                state = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                self._binding.bind_ortvalue_input(f"past_{side}.{index}", state)
+                self._binding.bind_ortvalue_output(f"present_{side}.{index}", state)
+                self._states.append(state)
+        self.bytes_per_token = sum(
+            2 * 4 * layer.num_kv_heads * layer.head_dim for layer in manifest.layers
+        )
+        self.length = 0
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append [S] tokens and return their logits [S, vocab_size]."""
+        total = self.length + len(tokens)
+        feeds = {
+            graph.INPUT_IDS: tokens[None],
+            graph.PAST_LENGTHS: np.array([self.length], np.int32),
+            "seqlens_k": np.array([total - 1], np.int32),
+            "total_sequence_length": np.array(total, np.int32),
+        }
+        for name, value in feeds.items():
+            if name in self._inputs:
+                self._binding.bind_cpu_input(name, value)
+        self._binding.bind_output(graph.LOGITS)
+        self._session.run_with_iobinding(self._binding)
+        self.length = total
+        outputs = [item.name for item in self._session.get_outputs()]
+        return self._binding.get_outputs()[outputs.index(graph.LOGITS)].numpy()[0]
