@@ -81,10 +81,12 @@ def _replace_state(graph_proto: onnx.GraphProto, nodes: list[onnx.NodeProto]) ->
     for node in nodes:
         shape = ["batch", _attributes(node)["kv_num_heads"], "capacity", None]
         inputs += [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in node.input[3:5]
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name in node.input[3:5]
         ]
         outputs += [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in node.output[1:]
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name in node.output[1:]
         ]
     for field, items in (("input", inputs), ("output", outputs)):
         values = getattr(graph_proto, field)
@@ -114,6 +116,7 @@ class Fp32Engine:
         )
         self._inputs = {item.name for item in self._session.get_inputs()}
         self._binding = self._session.io_binding()
+        self._binding.bind_output(graph.LOGITS)  # first: outputs come in binding order
         self._states = []
         for index, layer in enumerate(manifest.layers):
             shape = (1, layer.num_kv_heads, capacity, layer.head_dim)
@@ -139,8 +142,7 @@ class Fp32Engine:
         for name, value in feeds.items():
             if name in self._inputs:
                 self._binding.bind_cpu_input(name, value)
-        self._binding.bind_output(graph.LOGITS)
+        self._binding.bind_output(graph.LOGITS)  # anew: its shape differs from call to call
         self._session.run_with_iobinding(self._binding)
         self.length = total
-        outputs = [item.name for item in self._session.get_outputs()]
-        return self._binding.get_outputs()[outputs.index(graph.LOGITS)].numpy()[0]
+        return self._binding.get_outputs()[0].numpy()[0]

@@ -24,11 +24,11 @@ struct AttentionArgs {
   GearAttentionAttributes attributes;
   DataType data_type;  // of query, key, value, output
 
-  int batch;           // B
-  int seq_len;         // S
-  int max_pages;       // columns of page_table
-  int num_pages;       // pages in page_pool
-  int num_slots;       // rows of residual_buffer
+  int batch;      // B
+  int seq_len;    // S
+  int max_pages;  // columns of page_table
+  int num_pages;  // pages in page_pool
+  int num_slots;  // rows of residual_buffer
 
   const void* query;
   const void* key;
@@ -44,6 +44,9 @@ struct AttentionArgs {
 
 // Empty when the call succeeded, else one line that says what was wrong.
 using Error = std::string;
+
+// Checks a compression config and head_dim.
+Error check_config(const PageConfig& config);
 
 // Checks the attributes of a node: supported bits, head counts, head_dim.
 Error check_attributes(const GearAttentionAttributes& attributes);

@@ -1,0 +1,55 @@
+"""Finds every attention layer, by the node it ends in; changes nothing."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from gear_trt.export.passes.forms import decomposed, group_query, standard, symbolic
+from gear_trt.export.passes.sites import (
+    SYMBOLIC_OP,
+    KvSite,
+    Matcher,
+    MismatchError,
+    NearMiss,
+    SearchContext,
+)
+
+from gear_trt.spec import DOMAIN
+
+_FORMS: dict[tuple[str, str], tuple[str, Matcher]] = {
+    (DOMAIN, SYMBOLIC_OP): (symbolic.FORM, symbolic.match),
+    ("com.microsoft", "GroupQueryAttention"): (group_query.FORM, group_query.match),
+    ("", "Attention"): (standard.FORM, standard.match),
+    ("", "Softmax"): (decomposed.FORM, decomposed.match),
+}
+_UNKNOWN_FORMS = frozenset(
+    {
+        ("", "LinearAttention"),
+        ("com.microsoft", "Attention"),
+        ("com.microsoft", "DecoderMaskedMultiHeadAttention"),
+        ("com.microsoft", "MultiHeadAttention"),
+        ("com.microsoft", "PagedAttention"),
+        ("com.microsoft", "SparseAttention"),
+    }
+)
+
+
+def find_kv(context: SearchContext) -> list[KvSite | NearMiss]:
+    """Return the attention layers of a graph in the order in which they run.
+
+    The place in the list is the layer's index.
+    """
+    found = (_look_at(node, context) for node in context.graph)
+    return [item for item in found if item is not None]
+
+
+def _look_at(node: ir.Node, context: SearchContext) -> KvSite | NearMiss | None:
+    operator = (node.domain, node.op_type)
+    if operator in _UNKNOWN_FORMS:
+        return NearMiss(node.op_type, node, f"{node.op_type} nodes are not supported")
+    if operator not in _FORMS:
+        return None
+    form, match = _FORMS[operator]
+    try:
+        return match(node, context)
+    except MismatchError as error:
+        return NearMiss(form, node, str(error))

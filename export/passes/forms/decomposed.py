@@ -1,0 +1,151 @@
+"""Attention written out as MatMul, mask, Softmax, MatMul, in whatever order of small steps.
+
+Only the ends are found by walking; what lies between them is found out by running it, so that
+exporters may place the scale, the mask and repeat_kv where they like.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from gear_trt.export.passes.forms.cache import find_append
+from gear_trt.export.passes.forms.trial import (
+    SATURATING,
+    Operands,
+    Trial,
+    sliding_window_of,
+    trial_lengths,
+    visible,
+)
+from gear_trt.export.passes.probe import evaluate, feed_graph_inputs
+from gear_trt.export.passes.sites import (
+    AttentionFacts,
+    KvSite,
+    MismatchError,
+    SearchContext,
+    check_facts,
+    check_float,
+    fixed_dim,
+    present,
+)
+
+FORM = "Softmax"
+
+_SCORE_OPS = frozenset(
+    {"Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Sub", "Tanh", "Where"}
+)
+_WEIGHT_OPS = frozenset({"Cast", "Dropout", "Identity", "Where"})
+
+
+def match(node: ir.Node, context: SearchContext) -> KvSite | None:
+    """Return the site that a `Softmax` node belongs to, None where it is no attention's.
+
+    Raises:
+        MismatchError: The layer cannot be routed.
+    """
+    product, weighted_sum = _score_product(node), _weighted_sum(node)
+    if product is None or weighted_sum is None:
+        return None
+    operands = _operands(product, weighted_sum)
+    check_float(operands.query)
+    heads = (
+        fixed_dim(operands.query, 1, "the number of query heads"),
+        fixed_dim(operands.key.past, 1, "the number of KV heads"),
+        fixed_dim(operands.key.past, 3, "head_dim"),
+    )
+    window = _sliding_window(node, product, operands, context)
+    trial = Trial(context, operands, heads)
+    scale, softcap = _measure_scores(trial, _scores(node), window)
+    facts = AttentionFacts(*heads, scale, softcap, window)
+    check_facts(facts)
+    trial.check(weighted_sum.outputs[0], facts)
+    return KvSite(
+        form=FORM,
+        node=weighted_sum,
+        facts=facts,
+        query=operands.query,
+        key=operands.key.new,
+        value=operands.value.new,
+        output=weighted_sum.outputs[0],
+        heads_first=True,
+    )
+
+
+def _scores(softmax: ir.Node) -> ir.Value:
+    return present(softmax.inputs[0])
+
+
+def _score_product(softmax: ir.Node) -> ir.Node | None:
+    """The MatMul of queries and keys, found backwards from the softmax."""
+    waiting = [_scores(softmax)]
+    while waiting:
+        node = waiting.pop(0).producer()
+        if node is None:
+            continue
+        if node.op_type == "MatMul":
+            constant = any(value is None or value.const_value is not None for value in node.inputs)
+            return None if constant else node
+        if node.op_type in _SCORE_OPS:
+            waiting.extend(value for value in node.inputs if value is not None)
+    return None
+
+
+def _weighted_sum(softmax: ir.Node) -> ir.Node | None:
+    """The MatMul of attention weights and values, found forwards from the softmax."""
+    waiting = [softmax.outputs[0]]
+    while waiting:
+        value = waiting.pop(0)
+        for node in value.consumers():
+            if node.op_type == "MatMul" and node.inputs[0] is value:
+                return node
+            if node.op_type in _WEIGHT_OPS:
+                waiting.append(node.outputs[0])
+    return None
+
+
+def _operands(product: ir.Node, weighted_sum: ir.Node) -> Operands:
+    query, all_keys = map(present, product.inputs)
+    all_values = present(weighted_sum.inputs[1])
+    query = _without_factor(query)
+    if query.shape is None or len(query.shape) != 4:
+        raise MismatchError(f"query {query.name} is not [batch, heads, tokens, channels]")
+    return Operands(
+        query, find_append(all_keys, "key"), find_append(all_values, "value"), heads_first=True
+    )
+
+
+def _without_factor(value: ir.Value) -> ir.Value:
+    """Walk back over a scale that is applied to the query alone; it is measured with the rest."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Mul", "Div"):
+        return value
+    factors = [item for item in node.inputs if item is not None and item.const_value is not None]
+    others = [item for item in node.inputs if item is not None and item.const_value is None]
+    if len(others) == 1 and all(item.const_value.size == 1 for item in factors if item.const_value):
+        return others[0]
+    return value
+
+
+def _sliding_window(
+    softmax: ir.Node, product: ir.Node, operands: Operands, context: SearchContext
+) -> int:
+    """Run the mask alone: with scores of 0, the softmax reads what the mask adds."""
+    lengths = trial_lengths(context, operands.key.past)
+    num_heads = fixed_dim(operands.query, 1, "the number of query heads")
+    feeds = feed_graph_inputs(context.graph, lengths)
+    shape = (lengths.batch, num_heads, lengths.new, lengths.total)
+    feeds[product.outputs[0]] = np.zeros(shape, present(operands.query.dtype).numpy())
+    (bias,) = evaluate(context.graph, feeds, [_scores(softmax)])
+    return sliding_window_of(bias, lengths)
+
+
+def _measure_scores(trial: Trial, scores: ir.Value, sliding_window: int) -> tuple[float, float]:
+    """Return scale and softcap: what turns q·k into the scores that the softmax reads."""
+    seen = np.broadcast_to(visible(trial.lengths, sliding_window), trial.products().shape)
+    products = trial.products()[seen]
+    (actual,), (saturated,) = trial.run([scores]), trial.run([scores], query_factor=SATURATING)
+    cap = float(np.abs(saturated[seen]).max())
+    is_linear = cap > 0.5 * SATURATING * float(np.abs(actual[seen]).max())
+    softcap = 0.0 if is_linear else cap
+    linear = actual[seen] if is_linear else cap * np.arctanh(actual[seen] / cap)
+    return float(linear @ products / (products @ products)), softcap

@@ -1,0 +1,46 @@
+"""The node that our own exporter leaves for every attention layer."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from gear_trt.export.passes.sites import (
+    AttentionFacts,
+    KvSite,
+    SearchContext,
+    check_facts,
+    check_float,
+    present,
+)
+
+FORM = "transformers"
+
+
+def match(node: ir.Node, context: SearchContext) -> KvSite:
+    """Return the site of an `UnroutedAttention` node.
+
+    Raises:
+        MismatchError: The layer cannot be routed.
+    """
+    del context
+    query_BSM, key_BSM, value_BSM = map(present, node.inputs)
+    attributes = node.attributes
+    facts = AttentionFacts(
+        num_heads=attributes.get_int("num_heads", 0),
+        num_kv_heads=attributes.get_int("num_kv_heads", 0),
+        head_dim=attributes.get_int("head_dim", 0),
+        scale=attributes.get_float("scale", 0.0),
+        softcap=attributes.get_float("softcap", 0.0),
+        sliding_window=attributes.get_int("sliding_window", 0),
+    )
+    check_facts(facts)
+    check_float(query_BSM)
+    return KvSite(
+        form=FORM,
+        node=node,
+        facts=facts,
+        query=query_BSM,
+        key=key_BSM,
+        value=value_BSM,
+        output=node.outputs[0],
+        heads_first=False,
+    )

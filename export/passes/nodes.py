@@ -1,0 +1,30 @@
+"""Small helpers to add nodes to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+HEADS_LAST = (0, 2, 1, 3)
+"""Permutation between [B, N, S, D] and [B, S, N, D], either way."""
+
+
+def integers(main: ir.Graph, numbers: int | list[int]) -> ir.Value:
+    """Return the int64 initializer with these numbers, made once per graph."""
+    array = np.array(numbers, np.int64)
+    name = "gear_int64." + ".".join(["scalar"] * (array.ndim == 0) + [str(n) for n in array.flat])
+    known = main.initializers.get(name)
+    return known or ir.tape.Tape(main).initializer(ir.tensor(array, name=name))
+
+
+def typed(
+    value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | Sequence[int | str] | None
+) -> ir.Value:
+    """Set what is known of a value's type and return it."""
+    if dtype is not None:
+        value.dtype = dtype
+    if shape is not None:
+        value.shape = ir.Shape(list(shape))
+    return value

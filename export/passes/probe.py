@@ -1,0 +1,113 @@
+"""Running a piece of a graph on small tensors, to see what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from gear_trt.export.passes.sites import MismatchError, present
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+Array = NDArray[Any]
+Feeds = Mapping[ir.Value, Array]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sizes of a trial run: B sequences, S new tokens, P past tokens."""
+
+    batch: int
+    new: int
+    past: int
+
+    @property
+    def total(self) -> int:
+        """T, tokens after the run."""
+        return self.new + self.past
+
+
+def evaluate(graph: ir.Graph, feeds: Feeds, outputs: Sequence[ir.Value]) -> list[Array]:
+    """Run the part of a graph that lies between `feeds` and `outputs`.
+
+    Args:
+        graph: The graph; it is not changed.
+        feeds: Values at which the part begins; those that it does not need are ignored.
+        outputs: Values to compute.
+
+    Raises:
+        MismatchError: The part reads something that is not fed, or an op has no known meaning.
+    """
+    needed = _needed(feeds, outputs)
+    for value in needed:
+        if value not in feeds:
+            raise MismatchError(f"it depends on {value.name}, whose content is not known")
+    part = ir.Model(ir.convenience.extract(graph, needed, outputs), ir_version=10)
+    names = {_name(value): feeds[value] for value in needed}
+    try:
+        evaluator = ReferenceEvaluator(ir.to_proto(part))
+        return [np.asarray(result) for result in evaluator.run(None, names)]
+    except Exception as error:  # numpy raises whatever it likes on a graph that makes no sense
+        raise MismatchError(f"it cannot be run on trial: {str(error).splitlines()[0]}") from error
+
+
+def feed_graph_inputs(graph: ir.Graph, lengths: Lengths) -> dict[ir.Value, Array]:
+    """Return what a caller would feed for `lengths`, for every input with a known meaning."""
+    feeds = {value: _conventional(value, lengths) for value in graph.inputs}
+    return {value: array for value, array in feeds.items() if array is not None}
+
+
+def batch_size(past: ir.Value) -> int:
+    """B for a trial run: 2, unless the graph fixes it."""
+    size = past.shape[0] if past.shape is not None else None
+    return size if isinstance(size, int) else 2
+
+
+def _conventional(value: ir.Value, lengths: Lengths) -> Array | None:
+    if value.shape is None or value.dtype is None:
+        return None
+    rank, name = len(value.shape), (value.name or "").lower()
+    positions_S = np.arange(lengths.past, lengths.total)
+    if rank == 4 and value.dtype.is_floating_point():
+        shape = (lengths.batch, _size(value, 1), lengths.past, _size(value, 3))
+        return np.zeros(shape, value.dtype.numpy())
+    if value.dtype.is_floating_point() or rank not in (1, 2):
+        return None
+    array: Array
+    if "mask" in name:
+        array = np.ones((lengths.batch, lengths.total))
+    elif "position" in name:
+        array = positions_S if rank == 1 else np.tile(positions_S, (lengths.batch, 1))
+    else:
+        array = np.zeros((lengths.batch, lengths.new))
+    return array.astype(value.dtype.numpy()) if array.ndim == rank else None
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    size = present(value.shape)[axis]
+    return size if isinstance(size, int) else 1
+
+
+def _name(value: ir.Value) -> str:
+    return present(value.name)
+
+
+def _needed(feeds: Feeds, outputs: Sequence[ir.Value]) -> list[ir.Value]:
+    """Values without a producer, or fed, that `outputs` depend on."""
+    leaves: dict[ir.Value, None] = {}
+    seen: set[ir.Value] = set()
+    waiting = list(outputs)
+    while waiting:
+        value = waiting.pop()
+        if value in seen or value.const_value is not None:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if value in feeds or node is None:
+            leaves[value] = None
+        else:
+            waiting.extend(item for item in node.inputs if item is not None)
+    return list(leaves)

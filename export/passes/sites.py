@@ -1,0 +1,159 @@
+"""What `find_kv` finds: attention layers with a KV cache, and near misses with their reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from gear_trt.spec.layout import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
+
+Item = TypeVar("Item")
+
+SYMBOLIC_OP = "UnroutedAttention"
+"""Op of our own exporter: attention of the new tokens alone, to be routed."""
+
+
+class MismatchError(Exception):
+    """An attention layer that `GearAttention` cannot stand for; the message says why."""
+
+
+@dataclass(frozen=True)
+class AttentionFacts:
+    """What `GearAttention` must know of one layer; names as in `GEAR_ATTENTION`."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float = 0.0
+    sliding_window: int = 0
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary embedding that the attention op applies itself.
+
+    Attributes:
+        cos_cache: [positions, rotated channels / 2].
+        sin_cache: As `cos_cache`.
+        interleaved: Whether pairs are neighbours, rather than half a head apart.
+    """
+
+    cos_cache: ir.Value
+    sin_cache: ir.Value
+    interleaved: int
+
+
+@dataclass(frozen=True)
+class KvSite:
+    """One attention layer that can be routed.
+
+    Attributes:
+        form: How the source graph writes it.
+        node: The node that computes `output`.
+        facts: Heads, scale, window.
+        query: Of the new tokens: [B, N, S, D] where `heads_first`, otherwise [B, S, N·D], or
+            [B, S, (N + 2·H)·D] where `key` and `value` are None.
+        key: [B, H, S, D] or [B, S, H·D].
+        value: As `key`.
+        output: As `query`, N·D wide.
+        heads_first: Layout of the four.
+        rotary: What is still to be done to query and key, or None.
+    """
+
+    form: str
+    node: ir.Node
+    facts: AttentionFacts
+    query: ir.Value
+    key: ir.Value | None
+    value: ir.Value | None
+    output: ir.Value
+    heads_first: bool
+    rotary: Rotary | None = None
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """An attention layer that cannot be routed, and the check that failed."""
+
+    form: str
+    node: ir.Node
+    reason: str
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What matchers know besides the node.
+
+    Attributes:
+        graph: The graph that is searched.
+        max_context: Longest sequence, tokens: how far masks are looked at.
+    """
+
+    graph: ir.Graph
+    max_context: int
+
+
+Matcher = Callable[[ir.Node, SearchContext], KvSite | None]
+"""Returns the site that ends in a node, None where it is no attention at all.
+
+Raises `MismatchError` where it is one that cannot be routed."""
+
+
+def check_facts(facts: AttentionFacts) -> None:
+    """Refuse heads that the op cannot hold.
+
+    Raises:
+        MismatchError: With the reason.
+    """
+    if facts.head_dim % HEAD_DIM_MULTIPLE or not 0 < facts.head_dim <= MAX_HEAD_DIM:
+        raise MismatchError(
+            f"head_dim is {facts.head_dim}, which is no multiple of {HEAD_DIM_MULTIPLE} up to "
+            f"{MAX_HEAD_DIM}"
+        )
+    if not facts.num_kv_heads or facts.num_heads % facts.num_kv_heads:
+        raise MismatchError(
+            f"{facts.num_heads} query heads are no multiple of {facts.num_kv_heads} KV heads"
+        )
+
+
+def check_float(value: ir.Value) -> None:
+    """Refuse activations of a type that the op does not take.
+
+    Raises:
+        MismatchError: With the reason.
+    """
+    if value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        raise MismatchError(f"activations are {value.dtype}, not float32 or float16")
+
+
+def present(value: Item | None) -> Item:
+    """Return what the IR types as optional and a sound graph always has.
+
+    Raises:
+        MismatchError: It is missing.
+    """
+    if value is None:
+        raise MismatchError("the graph is not sound: an input, type or shape is missing")
+    return value
+
+
+def fixed_dim(value: ir.Value, axis: int, meaning: str) -> int:
+    """Return a dimension that has to be a number.
+
+    Args:
+        value: The tensor.
+        axis: Which dimension.
+        meaning: What it counts, for the message.
+
+    Raises:
+        MismatchError: The graph does not fix it.
+    """
+    if value.shape is not None and -len(value.shape) <= axis < len(value.shape):
+        size = value.shape[axis]
+        if isinstance(size, int):
+            return size
+    raise MismatchError(f"{meaning} is not known: {value.name} has shape {value.shape}")

@@ -1,0 +1,113 @@
+"""What an export found and did: `report.json`, and what `gear-export --json` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from gear_trt.export.passes.sites import KvSite, NearMiss
+from pydantic import BaseModel, ConfigDict
+
+from gear_trt.runtime.manifest import ModelFacts
+from gear_trt.spec import CompressionConfig
+
+REPORT_FILE = "report.json"
+REPORT_SCHEMA = "gear.export/1"
+
+_REPORTED_PACKAGES = ("gear-trt", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
+
+
+class SiteReport(BaseModel):
+    """One attention layer of the source graph.
+
+    Attributes:
+        layer: Index, in the order in which layers run.
+        form: How the source graph writes it.
+        node: Node that computes its output.
+        num_heads: N; as the rest, None where the layer cannot be routed.
+        num_kv_heads: H.
+        head_dim: D.
+        scale: Factor of q·k.
+        softcap: Cap of the scores, 0 for none.
+        sliding_window: Newest tokens that a query sees, 0 for all.
+        reason: Why it cannot be routed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    form: str
+    node: str
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sliding_window: int | None = None
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, layer: int, item: KvSite | NearMiss) -> SiteReport:
+        """Describe what `find_kv` found."""
+        node = str(item.node.name)
+        if isinstance(item, NearMiss):
+            return cls(layer=layer, form=item.form, node=node, reason=item.reason)
+        return cls(layer=layer, form=item.form, node=node, **vars(item.facts))
+
+
+class ExportReport(BaseModel):
+    """One export, or one dry run.
+
+    Attributes:
+        source: What was exported.
+        output: The engine folder; None for a dry run.
+        config: How its caches are compressed.
+        model: Facts of the model; None for a dry run.
+        sites: Every attention layer.
+        nodes_before: Nodes of the source graph.
+        nodes_after: Nodes of the exported graph; None for a dry run.
+        file_bytes: Size of every file of the engine folder.
+        seconds: Time of every stage.
+        versions: Of the packages that took part.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    output: str | None = None
+    config: CompressionConfig
+    model: ModelFacts | None = None
+    sites: tuple[SiteReport, ...]
+    nodes_before: int
+    nodes_after: int | None = None
+    file_bytes: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    versions: dict[str, str]
+
+    @property
+    def routable(self) -> bool:
+        """Whether there are attention layers, and none that cannot be routed."""
+        return bool(self.sites) and all(site.reason is None for site in self.sites)
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` into an engine folder."""
+        fields = {"schema": REPORT_SCHEMA, **self.model_dump(mode="json")}
+        (folder / REPORT_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def describe(found: Sequence[KvSite | NearMiss]) -> tuple[SiteReport, ...]:
+    """Return the report of every layer."""
+    return tuple(SiteReport.of(layer, item) for layer, item in enumerate(found))
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that take part in an export."""
+    versions = {}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package.replace("-", "_")] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

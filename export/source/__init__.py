@@ -1,0 +1,1 @@
+"""What can be exported: ONNX files, Hugging Face folders, GGUF files."""

@@ -1,0 +1,20 @@
+"""`gear`: look at engines, generate with them, check the environment."""
+
+from __future__ import annotations
+
+import typer
+
+from gear_trt.cli.doctor import doctor
+from gear_trt.cli.generate import generate
+from gear_trt.cli.inspect import inspect
+
+app = typer.Typer(
+    name="gear",
+    help="Compressed KV caches inside ONNX Runtime and TensorRT engines. "
+    "Make an engine with `gear-export`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(generate)
+app.command()(inspect)
+app.command()(doctor)

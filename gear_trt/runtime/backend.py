@@ -1,0 +1,42 @@
+"""What the runtime asks of an inference engine that runs exported graphs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gear_trt.runtime.cache import GearCache
+
+PREFILL_SLICE = 512
+"""Tokens per run of a graph, all sequences together: bounds the memory that a long prompt takes."""
+
+
+class BoundGraph(Protocol):
+    """A graph whose state inputs and outputs are the memory of one cache."""
+
+    def run(
+        self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
+    ) -> NDArray[np.floating]:
+        """Run the graph over the new tokens; it appends them to the cache's memory.
+
+        Args:
+            tokens_BS: [B, S] int64; columns at and beyond `new_lengths` are padding.
+            new_lengths: [B] int32, 0..S.
+
+        Returns:
+            [B, S, vocab_size] logits in the graph's own float type.
+
+        Raises:
+            GearError: `NON_FINITE_ACTIVATION`. The cache is not usable after an error.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A loaded engine: weights and graph, without any cache."""
+
+    def bind(self, cache: GearCache) -> BoundGraph:
+        """Give the graph a cache to work on; several caches may share one backend."""
+        ...

@@ -1,0 +1,193 @@
+"""From a prompt's tokens to an answer, one chunk per token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.backend import PREFILL_SLICE
+from gear_trt.runtime.options import GenerationOptions
+from gear_trt.runtime.sampling import Sampler
+from gear_trt.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from gear_trt.runtime.engine import Engine
+
+FloatArray = NDArray[np.float32]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""`stop`: end-of-text token or stop string; `length`: max_new_tokens or a full context."""
+
+
+@dataclass(frozen=True)
+class GenerationChunk:
+    """One step of a generation.
+
+    Attributes:
+        text: What became certain with this token; often empty, never half a character.
+        token: The token, or None where the generation was cancelled.
+        finish_reason: Why this chunk is the last one; None for all others.
+        prompt_tokens: Tokens of the prompt.
+        generated_tokens: Tokens generated so far, this one included.
+        tokens_per_second: Decoding speed so far, prompt not counted; 0 for the first token.
+        kv_bytes: Bytes that the cache uses.
+    """
+
+    text: str
+    token: int | None
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    generated_tokens: int
+    tokens_per_second: float
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A whole generation; `str(result)` is its text. Fields as in `GenerationChunk`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    generated_tokens: int
+    tokens_per_second: float
+    kv_bytes: int
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+    @classmethod
+    def of(cls, chunks: Iterable[GenerationChunk]) -> Self:
+        """Run a generation to its end and join its chunks."""
+        taken = list(chunks)
+        last = taken[-1]
+        return cls(
+            text="".join(chunk.text for chunk in taken),
+            token_ids=tuple(chunk.token for chunk in taken if chunk.token is not None),
+            finish_reason=last.finish_reason,
+            prompt_tokens=last.prompt_tokens,
+            generated_tokens=last.generated_tokens,
+            tokens_per_second=last.tokens_per_second,
+            kv_bytes=last.kv_bytes,
+        )
+
+
+class Generation:
+    """One generation on an engine of one sequence.
+
+    Args:
+        engine: The engine; its cache is this generation's until the last chunk.
+        prompt_ids: Tokens of the prompt; they fit the cache.
+        options: What the caller asked for.
+        cancel: Ends the generation when set.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        *,
+        cancel: threading.Event | None,
+    ) -> None:
+        self._engine = engine
+        self._token_ids = list(prompt_ids)
+        self._prompt_tokens = len(prompt_ids)
+        self._held_tokens = 0
+        self._limit = min(options.max_new_tokens, engine.cache.max_tokens - self._prompt_tokens + 1)
+        eos = engine.manifest.model.eos_token_ids
+        self._eos = eos if options.eos_token_id is None else options.eos_token_id
+        self._sampler = Sampler(options)
+        self._text = TextStream(engine.tokenizer, prompt_ids=prompt_ids, stop=options.stop)
+        self._cancel = cancel or threading.Event()
+        self._first_token_time = 0.0
+
+    def chunks(self, *, reuse_cache: bool) -> Iterator[GenerationChunk]:
+        """Yield the chunks of the answer.
+
+        Args:
+            reuse_cache: Keep what the cache holds where the prompt starts with it.
+        """
+        self._prepare_cache(reuse_cache)
+        logits_V = self._prefill()
+        while logits_V is not None:
+            token = self._sampler.choose(logits_V, self._token_ids)
+            self._token_ids.append(token)
+            text = "" if token in self._eos else self._text.push(token)
+            reason = self._finish_reason(token)
+            if reason is not None:
+                text += self._text.flush()
+            yield self._chunk(text, token, reason)
+            if reason is not None:
+                return
+            logits_V = self._step([token])
+        yield self._chunk(self._text.flush(), None, "cancelled")
+
+    def _prepare_cache(self, reuse_cache: bool) -> None:
+        cache = self._engine.cache
+        held = cache.token_ids[0, : cache.lengths[0]].tolist()
+        if reuse_cache and len(held) < self._prompt_tokens and self._starts_with(held):
+            self._held_tokens = len(held)
+        else:
+            cache.reset()
+
+    def _starts_with(self, held: list[int]) -> bool:
+        return self._token_ids[: len(held)] == held
+
+    def _prefill(self) -> FloatArray | None:
+        logits_V = None
+        for start in range(self._held_tokens, self._prompt_tokens, PREFILL_SLICE):
+            logits_V = self._step(self._token_ids[start : start + PREFILL_SLICE])
+            if logits_V is None:
+                break
+        return logits_V
+
+    def _step(self, tokens: Sequence[int]) -> FloatArray | None:
+        """Return the logits after `tokens`, or None where the generation was cancelled."""
+        if self._cancel.is_set():
+            return None
+        if self._engine.cache.lengths[0] != self._held_tokens:
+            raise GearError(
+                ErrorCode.BAD_REQUEST,
+                "another generation has used this engine's cache in the meantime",
+                hint="give each concurrent generation an engine.sibling()",
+            )
+        logits_V: FloatArray = self._engine.step([tokens])[0]
+        self._held_tokens += len(tokens)
+        return logits_V
+
+    def _finish_reason(self, token: int) -> FinishReason | None:
+        if token in self._eos or self._text.stopped:
+            return "stop"
+        return "length" if self._generated_tokens >= self._limit else None
+
+    @property
+    def _generated_tokens(self) -> int:
+        return len(self._token_ids) - self._prompt_tokens
+
+    def _chunk(self, text: str, token: int | None, reason: FinishReason | None) -> GenerationChunk:
+        return GenerationChunk(
+            text=text,
+            token=token,
+            finish_reason=reason,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            tokens_per_second=self._decode_rate(),
+            kv_bytes=self._engine.cache.nbytes,
+        )
+
+    def _decode_rate(self) -> float:
+        now = time.perf_counter()
+        if self._generated_tokens <= 1:
+            self._first_token_time = now
+            return 0.0
+        return (self._generated_tokens - 1) / (now - self._first_token_time)

@@ -1,0 +1,183 @@
+"""ONNX Runtime on the CPU, with the library of custom ops."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort
+from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
+
+from gear_trt import native
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.cache import GearCache
+from gear_trt.runtime.manifest import MODEL_FILE
+from gear_trt.spec import GEAR_ATTENTION, graph
+
+_FAILURES = (
+    ort.EPFail,
+    ort.EngineError,
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.InvalidProtobuf,
+    ort.NoModel,
+    ort.NoSuchFile,
+    ort.NotImplemented,
+    ort.RuntimeException,
+    RuntimeError,  # what a binding raises
+)
+EXPORT_AGAIN = "export the model again with `gear-export`"
+OVERFLOW_HINT = "check the model's weights; `--preset exact` keeps the cache in FP32"
+_FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+class OnnxRuntimeBackend:
+    """A session over the `model.onnx` of an engine folder.
+
+    Args:
+        folder: The engine folder.
+        vocab_size: Width of the logits.
+        threads: Threads that one step may use.
+
+    Raises:
+        GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, or `MISSING_LIBRARY`.
+    """
+
+    def __init__(self, folder: Path, *, vocab_size: int, threads: int) -> None:
+        self._folder = folder
+        self._vocab_size = vocab_size
+        if not (folder / MODEL_FILE).is_file():
+            raise GearError(
+                ErrorCode.MISSING_FILE,
+                f"{folder} has no {MODEL_FILE}",
+                hint=EXPORT_AGAIN,
+            )
+        try:
+            self._session = InferenceSession(
+                folder / MODEL_FILE, session_options(threads), ["CPUExecutionProvider"]
+            )
+        except _FAILURES as error:
+            raise self._load_failure(str(error)) from None
+
+    def bind(self, cache: GearCache) -> OrtBoundGraph:
+        """Bind the memory of a cache to the inputs and outputs of every layer.
+
+        Raises:
+            GearError: `DAMAGED_ENGINE` where the graph has other inputs than its manifest says.
+        """
+        try:
+            return OrtBoundGraph(self._session, cache, vocab_size=self._vocab_size)
+        except _FAILURES as error:
+            raise self._load_failure(str(error)) from None
+
+    def _load_failure(self, text: str) -> GearError:
+        code = ErrorCode.LAYOUT_MISMATCH if "page layout" in text else ErrorCode.DAMAGED_ENGINE
+        return GearError(
+            code,
+            f"{self._folder / MODEL_FILE} does not load: {_op_message(text)}",
+            hint=EXPORT_AGAIN,
+            detail=text,
+        )
+
+
+class OrtBoundGraph:
+    """Implements `BoundGraph`; state is bound once, so no step copies or moves it.
+
+    Args:
+        session: The loaded graph.
+        cache: Memory for its state.
+        vocab_size: Width of the logits.
+    """
+
+    def __init__(self, session: InferenceSession, cache: GearCache, *, vocab_size: int) -> None:
+        self._session: Any = session  # untyped, as is the binding
+        self._cache = cache  # keeps the bound memory alive
+        self._binding: Any = session.io_binding()
+        self._vocab_size = vocab_size
+        self._logits_dtype = _logits_dtype(session)
+        self._bind_input(graph.PAGE_TABLE, cache.page_table)
+        self._bind_input(graph.SLOTS, cache.slots)
+        self._bind_input(graph.PAST_LENGTHS, cache.lengths)
+        for layer, pool in enumerate(cache.page_pools):
+            self._bind_state(graph.page_pool_input(layer), graph.page_pool_output(layer), pool)
+        for layer, rows in enumerate(cache.residual_buffers):
+            self._bind_state(
+                graph.residual_buffer_input(layer), graph.residual_buffer_output(layer), rows
+            )
+
+    def run(
+        self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
+    ) -> NDArray[np.floating]:
+        """See `BoundGraph.run`."""
+        logits_BSV = np.empty((*tokens_BS.shape, self._vocab_size), self._logits_dtype)
+        self._bind_input(graph.INPUT_IDS, tokens_BS)
+        self._bind_input(graph.NEW_LENGTHS, new_lengths)
+        self._bind_output(graph.LOGITS, logits_BSV)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except _FAILURES as error:
+            known = _known_run_failure(str(error))
+            if known is None:
+                raise
+            raise known from None
+        return logits_BSV
+
+    def _bind_state(self, input_name: str, output_name: str, array: NDArray[np.generic]) -> None:
+        self._bind_input(input_name, array)
+        self._bind_output(output_name, array)
+
+    def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def _bind_output(self, name: str, array: NDArray[np.generic]) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options of every session: the thread count and the library of custom ops.
+
+    Raises:
+        GearError: `MISSING_LIBRARY`.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # errors are raised; printing them as well repeats them
+    # Threads that spin while they wait halve the speed wherever another process needs a core.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    library = native.library_path()
+    try:
+        options.register_custom_ops_library(str(library))
+    except _FAILURES as error:
+        raise GearError(
+            ErrorCode.MISSING_LIBRARY,
+            f"onnxruntime cannot load {library}: {error}",
+            hint="build it again with `pip install -e .` (needs a C++17 compiler)",
+        ) from None
+    return options
+
+
+def _logits_dtype(session: InferenceSession) -> str:
+    types = {output.name: output.type for output in session.get_outputs()}
+    if types.get(graph.LOGITS) not in _FLOAT_TYPES:
+        raise RuntimeError(f"the graph has no output {graph.LOGITS} of a float type")
+    return _FLOAT_TYPES[types[graph.LOGITS]]
+
+
+def _known_run_failure(text: str) -> GearError | None:
+    for signs, code, hint in (
+        (("is not finite", "beyond FP16"), ErrorCode.NON_FINITE_ACTIVATION, OVERFLOW_HINT),
+        (("has shape",), ErrorCode.DAMAGED_ENGINE, EXPORT_AGAIN),
+    ):
+        if any(sign in text for sign in signs):
+            return GearError(code, _op_message(text), hint=hint)
+    return None
+
+
+def _op_message(text: str) -> str:
+    """Return what the op said, without what ONNX Runtime put around it."""
+    own = re.search(rf"{GEAR_ATTENTION.name}[ :].*", text)
+    return own[0] if own else text.splitlines()[0]

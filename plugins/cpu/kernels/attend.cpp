@@ -1,0 +1,242 @@
+// Attention of one share of a sequence: query rows over pages, then over exact tokens.
+//
+//   R rows = token · G + head, D = head_dim, C = chunk. Scores [R, C], acc [R, D].
+//   Pages are met in their rotated spaces (q is rotated once, acc is rotated back once).
+
+#include "cpu/kernels/product.h"
+#include "cpu/kernels/softmax.h"
+#include "cpu/kernels/table.h"
+#include "cpu/kernels/tile.h"
+
+namespace gear::cpu::GEAR_ISA {
+namespace {
+
+class Attention {
+ public:
+  Attention(const Sequence& sequence, const Share& share, AttendScratch& scratch)
+      : sequence_(sequence),
+        share_(share),
+        scratch_(scratch),
+        config_(sequence.shape->config),
+        state_{{}, {}, scratch.acc, config_.head_dim} {}
+
+  void run() {
+    load_queries();
+    reset(state_, share_.num_rows);
+    if (share_.first_page < share_.end_page) attend_pages();
+    if (share_.with_exact) attend_exact_tokens();
+  }
+
+  void write_output() const {
+    for (int row = 0; row < share_.num_rows; ++row) {
+      float* acc = state_.acc + row * config_.head_dim;
+      scale_row(acc, config_.head_dim, 1.0f / state_.sum[row]);
+      store_row(sequence_, share_.first_row + row, acc);
+    }
+  }
+
+  void write_partial(const Partial& partial) const {
+    for (int row = 0; row < share_.num_rows; ++row) {
+      partial.largest[row] = state_.largest[row];
+      partial.sum[row] = state_.sum[row];
+    }
+    memcpy(partial.acc, state_.acc, sizeof(float) * share_.num_rows * config_.head_dim);
+  }
+
+ private:
+  int position(int row) const {
+    return sequence_.past + (share_.first_row + row) / sequence_.group;
+  }
+
+  int first_visible(int position) const {
+    const int window = sequence_.sliding_window;
+    return window == 0 || position < window ? 0 : position + 1 - window;
+  }
+
+  void load_queries() {
+    for (int row = 0; row < share_.num_rows; ++row) {
+      float* target = scratch_.query + row * config_.head_dim;
+      const int64_t source = row_offset(sequence_, share_.first_row + row);
+      for (int d = 0; d < config_.head_dim; d += kWidth) {
+        store(target + d,
+              load_any(sequence_.query, sequence_.data_type, source + d) * sequence_.scale);
+      }
+    }
+  }
+
+  const float* page_queries() {
+    if (!config_.rotate_keys) return scratch_.query;
+    const int count = share_.num_rows * config_.head_dim;
+    memcpy(scratch_.rotated_query, scratch_.query, sizeof(float) * count);
+    rotate_rows(scratch_.rotated_query, share_.num_rows, config_.head_dim);
+    return scratch_.rotated_query;
+  }
+
+  void attend_pages() {
+    const Side key_side = make_side(*sequence_.shape, true);
+    const Side value_side = make_side(*sequence_.shape, false);
+    const float* query = page_queries();
+    const int first = first_visible(position(0));
+    for (int i = share_.first_page; i < share_.end_page; ++i) {
+      const int start = page_start(config_, i);
+      if (start + config_.chunk <= first) continue;
+      const int32_t* page = sequence_.pages + sequence_.page_ids[i] * sequence_.page_stride;
+      for (int t = 0; t < config_.chunk; ++t) positions_[t] = start + t;
+      if (i + 1 < share_.end_page) prefetch_page(sequence_.page_ids[i + 1]);
+      key_product(key_side, page, query);
+      weigh(config_.chunk, config_.chunk);
+      value_product(value_side, page);
+    }
+    if (config_.rotate_values) rotate_rows(state_.acc, share_.num_rows, config_.head_dim);
+  }
+
+  // Sinks, the buffer's other rows and the new tokens, in the order of their positions. Exact
+  // token e is the sequence's token e, or where pages lie between, that many tokens further on.
+  void attend_exact_tokens() {
+    const int sinks = num_sinks(config_, sequence_.past);
+    const int paged = num_pages(config_, sequence_.past) * config_.chunk;
+    const int end = position(share_.num_rows - 1) + 1 - paged;
+    const int first = first_visible(position(0));
+    for (int e = 0; e < end; e += config_.chunk) {
+      const int count = end - e < config_.chunk ? end - e : config_.chunk;
+      for (int t = 0; t < count; ++t) positions_[t] = e + t < sinks ? e + t : e + t + paged;
+      if (positions_[count - 1] < first) continue;
+      const int width = (count + 15) / 16 * 16;
+      for (int t = count; t < width; ++t) positions_[t] = INT32_MAX;
+      load_exact_tokens(count, width);
+      attend_tile(scratch_.query, count, width);
+    }
+  }
+
+  void load_exact_tokens(int count, int width) {
+    const int head_dim = config_.head_dim;
+    const DataType buffer_type = sequence_.shape->buffer_type();
+    for (int t = 0; t < count; ++t) {
+      float* key = scratch_.rows + t * head_dim;
+      float* value = scratch_.values + t * head_dim;
+      const bool is_new = positions_[t] >= sequence_.past;
+      const DataType type = is_new ? sequence_.data_type : buffer_type;
+      const int64_t offset =
+          is_new ? (positions_[t] - sequence_.past) * sequence_.key_stride
+                 : static_cast<int64_t>(buffer_row(config_, positions_[t])) * head_dim;
+      const void* keys = is_new ? sequence_.keys : sequence_.buffer_keys;
+      const void* values = is_new ? sequence_.values : sequence_.buffer_values;
+      for (int d = 0; d < head_dim; d += kWidth) {
+        store(key + d, load_any(keys, type, offset + d));
+        store(value + d, load_any(values, type, offset + d));
+      }
+    }
+    memset(scratch_.rows + count * head_dim, 0, sizeof(float) * (width - count) * head_dim);
+    transpose_matrix({scratch_.rows, head_dim}, {scratch_.keys, config_.chunk}, width, head_dim);
+  }
+
+  void prefetch_page(int id) const {
+    const int32_t* page = sequence_.pages + id * sequence_.page_stride;
+    for (int word = 0; word < sequence_.shape->layout.page_words; word += kLineWords) {
+      __builtin_prefetch(page + word, 0, 3);
+    }
+  }
+
+  // scores = query · K.
+  void key_product(const Side& side, const int32_t* page, const float* query) {
+    clear_scores();
+    if (is_direct(side)) {
+      multiply_side(side, page, {query, config_.head_dim}, {scratch_.scores, config_.chunk},
+                    share_.num_rows, product_scratch());
+    } else {
+      decode_side(side, page, scratch_, scratch_.keys);
+      multiply_keys(query, config_.chunk);
+    }
+  }
+
+  // acc += weights · V.
+  void value_product(const Side& side, const int32_t* page) {
+    if (is_direct(side)) {
+      multiply_side(side, page, {scratch_.scores, config_.chunk}, {state_.acc, config_.head_dim},
+                    share_.num_rows, product_scratch());
+    } else {
+      decode_side(side, page, scratch_, scratch_.values);
+      multiply_values(config_.chunk);
+    }
+  }
+
+  bool is_direct(const Side& side) const {
+    return side.at.quantized && share_.num_rows <= kFewRows;
+  }
+
+  ProductScratch product_scratch() { return {scratch_.scales, scratch_.mins, scratch_.folded}; }
+
+  // Attends to the first `count` tokens of the tiles; `width` is that number padded to 16.
+  void attend_tile(const float* query, int count, int width) {
+    clear_scores();
+    multiply_keys(query, width);
+    weigh(count, width);
+    multiply_values(count);
+  }
+
+  void clear_scores() {
+    memset(scratch_.scores, 0, sizeof(float) * share_.num_rows * config_.chunk);
+  }
+
+  void multiply_keys(const float* query, int width) {
+    multiply({query, config_.head_dim}, {scratch_.keys, config_.chunk},
+             {scratch_.scores, config_.chunk}, share_.num_rows, config_.head_dim, width);
+  }
+
+  void multiply_values(int count) {
+    multiply({scratch_.scores, config_.chunk}, {scratch_.values, config_.head_dim},
+             {state_.acc, config_.head_dim}, share_.num_rows, count, config_.head_dim);
+  }
+
+  // Scores to softmax weights.
+  void weigh(int count, int width) {
+    const bool all_visible = count == width && positions_[count - 1] <= position(0) &&
+                             positions_[0] >= first_visible(position(share_.num_rows - 1));
+    for (int row = 0; row < share_.num_rows; ++row) {
+      float* scores = scratch_.scores + row * config_.chunk;
+      if (sequence_.softcap > 0.0f) cap(scores, width);
+      if (!all_visible) mask(scores, position(row), width);
+      add_scores(state_, row, scores, width);
+    }
+  }
+
+  void cap(float* scores, int width) const {
+    for (int i = 0; i < width; i += kWidth) {
+      store(scores + i,
+            sequence_.softcap * tanh(load_floats(scores + i) * (1.0f / sequence_.softcap)));
+    }
+  }
+
+  void mask(float* scores, int position, int width) const {
+    const int first = first_visible(position);
+    for (int i = 0; i < width; i += kWidth) {
+      const Ints token = load<Ints>(positions_ + i);
+      const Ints is_visible = (token <= position) & (token >= first);
+      store(scores + i, is_visible ? load_floats(scores + i) : broadcast(-INFINITY));
+    }
+  }
+
+  const Sequence& sequence_;
+  const Share& share_;
+  AttendScratch& scratch_;
+  const PageConfig& config_;
+  SoftmaxState state_;
+  int32_t positions_[kMaxChunk];
+};
+
+}  // namespace
+
+void attend(const Sequence& sequence, const Share& share, AttendScratch& scratch) {
+  Attention attention(sequence, share, scratch);
+  attention.run();
+  attention.write_output();
+}
+
+void attend_partly(const Sequence& sequence, const Share& share, AttendScratch& scratch,
+                   const Partial& partial) {
+  Attention attention(sequence, share, scratch);
+  attention.run();
+  attention.write_partial(partial);
+}
+
+}  // namespace gear::cpu::GEAR_ISA

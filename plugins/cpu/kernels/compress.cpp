@@ -1,0 +1,270 @@
+// One page of rows to codes, metadata and corrections (gear_trt/reference/page.py). Codes,
+// metadata and outlier positions equal the reference's bit for bit, so every FP32 operation is the
+// reference's, in its order, and this file is compiled without contraction.
+//
+//   C = chunk, D = head_dim. K: V = D vectors of L = C elements. V: V = C vectors of L = D.
+
+#include <cmath>
+
+#include "cpu/kernels/codes.h"
+#include "cpu/kernels/lowrank.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/side.h"
+#include "cpu/kernels/table.h"
+
+namespace gear::cpu::GEAR_ISA {
+namespace {
+
+// First position of `value` in x; there is one.
+int find(const float* x, int length, float value) {
+  int position = 0;
+  while (position < length - 1 && x[position] != value) ++position;
+  return position;
+}
+
+float row_max(const float* x, int length) {
+  Floats most = broadcast(-INFINITY);
+  for (int i = 0; i < length; i += kWidth) most = maximum(most, load_floats(x + i));
+  return reduce_max(most);
+}
+
+float row_min(const float* x, int length) {
+  Floats least = broadcast(INFINITY);
+  for (int i = 0; i < length; i += kWidth) least = minimum(least, load_floats(x + i));
+  return reduce_min(least);
+}
+
+// Positions of the count / 2 largest, then the count / 2 smallest elements of a vector; of equal
+// elements the first one, none twice.
+void find_outliers(const float* x, int length, int count, uint8_t* positions) {
+  float left[kMaxVectorLength];
+  memcpy(left, x, sizeof(float) * length);
+  for (int i = 0; i < count / 2; ++i) {
+    positions[i] = static_cast<uint8_t>(find(left, length, row_max(left, length)));
+    left[positions[i]] = -INFINITY;
+  }
+  for (int i = 0; i < count / 2; ++i) left[positions[i]] = INFINITY;
+  for (int i = count / 2; i < count; ++i) {
+    positions[i] = static_cast<uint8_t>(find(left, length, row_min(left, length)));
+    left[positions[i]] = INFINITY;
+  }
+}
+
+// Ranges of the groups of a vector, outliers left out: low and high [groups, V].
+void find_ranges(const Side& side, const float* x, int vector, const uint8_t* outliers, float* low,
+                 float* high) {
+  float above[kMaxVectorLength];
+  float below[kMaxVectorLength];
+  memcpy(above, x, sizeof(float) * side.lanes);
+  memcpy(below, x, sizeof(float) * side.lanes);
+  for (int i = 0; i < side.config.outliers; ++i) {
+    above[outliers[i]] = INFINITY;
+    below[outliers[i]] = -INFINITY;
+  }
+  for (int group = 0; group < side.at.groups; ++group) {
+    const int start = group * side.config.group_size;
+    const int left = side.lanes - start;
+    const int count = left < side.config.group_size ? left : side.config.group_size;
+    low[group * side.vectors + vector] = row_min(above + start, count);
+    high[group * side.vectors + vector] = row_max(below + start, count);
+  }
+}
+
+Floats from_halves(Halves halves) { return load_halves(&halves); }
+
+// FP16 scales and mins: mins round down, scales round up, so that ranges never shrink.
+void encode_halves(const Side& side, float top_code, CompressScratch& scratch, int32_t* page) {
+  auto* scale_halves = reinterpret_cast<uint16_t*>(page + side.at.scales);
+  auto* min_halves = reinterpret_cast<uint16_t*>(page + side.at.mins);
+  for (int i = 0; i < side.at.groups * side.vectors; i += kWidth) {
+    const Floats low = load_floats(scratch.low + i);
+    const Floats high = load_floats(scratch.high + i);
+    const Ints is_constant = low == high;
+    const Floats min = is_constant ? from_halves(to_halves<Rounding::kNearest>(low))
+                                   : from_halves(to_halves<Rounding::kDown>(low));
+    const Floats step = is_constant ? Floats{} : (high - min) / top_code;
+    const Halves scale = to_halves<Rounding::kUp>(step);
+    store(min_halves + i, to_halves(min));
+    store(scale_halves + i, scale);
+    store(scratch.mins + i, min);
+    store(scratch.scales + i, from_halves(scale));
+  }
+}
+
+Floats floor(Floats x) {
+  const Floats truncated = to_floats(__builtin_convertvector(x, Ints));
+  return truncated > x ? truncated - 1.0f : truncated;
+}
+
+Floats ceil(Floats x) {
+  const Floats truncated = to_floats(__builtin_convertvector(x, Ints));
+  return truncated < x ? truncated + 1.0f : truncated;
+}
+
+// Largest magnitude of the elements that share a super-scale, as units of 1 / top rounded up.
+uint16_t super_scale(const float* x, int count, float top) {
+  Floats most = broadcast(-INFINITY);
+  for (int i = 0; i < count; i += kWidth) most = maximum(most, load_floats(x + i));
+  return half_up(reduce_max(most) / top);
+}
+
+// Two-level mins, then scales that cover the ranges from there.
+void encode_two_level(const Side& side, float top_code, CompressScratch& scratch, int32_t* page) {
+  auto* scales = reinterpret_cast<uint8_t*>(page + side.at.scales);
+  auto* mins = reinterpret_cast<int8_t*>(page + side.at.mins);
+  auto* super_scales = reinterpret_cast<uint16_t*>(page + side.at.super_scales);
+  auto* super_mins = reinterpret_cast<uint16_t*>(page + side.at.super_mins);
+  const int total = side.at.groups * side.vectors;
+  for (int first = 0; first < total; first += kSuperBlock) {
+    const int count = total - first < kSuperBlock ? total - first : kSuperBlock;
+    const float* low = scratch.low + first;
+    const float* high = scratch.high + first;
+    alignas(64) float steps[kSuperBlock];
+    alignas(64) int32_t integers[kSuperBlock];
+
+    alignas(64) float magnitudes[kSuperBlock];
+    for (int i = 0; i < count; i += kWidth) {
+      store(magnitudes + i, absolute(load_floats(low + i)));
+    }
+    super_mins[first / kSuperBlock] = super_scale(magnitudes, count, 127.0f);
+    const float min_unit = half_to_float(super_mins[first / kSuperBlock]);
+    for (int i = 0; i < count; i += kWidth) {
+      const Floats low_i = load_floats(low + i);
+      const Floats high_i = load_floats(high + i);
+      const Ints is_constant = low_i == high_i;
+      const Floats ratio = min_unit > 0.0f ? low_i / min_unit : Floats{};
+      const Floats rounded = clip(is_constant ? round_even(ratio) : floor(ratio), -128.0f, 127.0f);
+      const Floats min = rounded * min_unit;
+      store(integers + i, __builtin_convertvector(rounded, Ints));
+      store(scratch.mins + first + i, min);
+      store(steps + i, is_constant ? Floats{} : (high_i - min) / top_code);
+    }
+    for (int i = 0; i < count; ++i) mins[first + i] = static_cast<int8_t>(integers[i]);
+
+    super_scales[first / kSuperBlock] = super_scale(steps, count, 255.0f);
+    const float unit = half_to_float(super_scales[first / kSuperBlock]);
+    for (int i = 0; i < count; i += kWidth) {
+      const Floats ratio = unit > 0.0f ? load_floats(steps + i) / unit : Floats{};
+      const Floats rounded = clip(ceil(ratio), 0.0f, 255.0f);
+      store(integers + i, __builtin_convertvector(rounded, Ints));
+      store(scratch.scales + first + i, rounded * unit);
+    }
+    for (int i = 0; i < count; ++i) scales[first + i] = static_cast<uint8_t>(integers[i]);
+  }
+}
+
+// Codes of all vectors as bytes of code_units, and the values they stand for as `approximation`.
+void quantize(const Side& side, float top_code, CompressScratch& scratch) {
+  const int blocks = side.lanes / kLineWords;
+  for (int v = 0; v < side.vectors; ++v) {
+    const int unit = v / 4 * blocks;
+    for (int l = 0; l < side.lanes; l += kWidth) {
+      const int entry = l / side.config.group_size * side.vectors + v;
+      const float scale = scratch.scales[entry];
+      const float min = scratch.mins[entry];
+      const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+      const float* x = scratch.x + v * side.lanes + l;
+      const Floats code = round_even(clip((load_floats(x) - min) * inverse, 0.0f, top_code));
+      store(scratch.approximation + v * side.lanes + l, code * scale + min);
+      uint32_t* bytes = scratch.code_units + (unit + l / kLineWords) * kLineWords + l % kLineWords;
+      const Words shifted = reinterpret_cast<Words>(__builtin_convertvector(code, Ints))
+                            << (8 * (v % 4));
+      store(bytes, v % 4 ? load<Words>(bytes) | shifted : shifted);
+    }
+  }
+}
+
+// Interleaves units: `bits` bits of each byte, from bit `first_bit` on.
+void pack_plane(const uint32_t* units, int count, int bits, int first_bit, int32_t* target) {
+  auto* plane = reinterpret_cast<uint32_t*>(target);
+  const int per_line = 8 / bits;
+  const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
+  for (int unit = 0; unit < count; ++unit) {
+    uint32_t* line = plane + unit / per_line * kLineWords;
+    for (int i = 0; i < kLineWords; ++i) {
+      const uint32_t part = (units[unit * kLineWords + i] >> first_bit & mask)
+                            << (bits * (unit % per_line));
+      line[i] = unit % per_line ? line[i] | part : part;
+    }
+  }
+}
+
+void pack_codes(const Side& side, const CompressScratch& scratch, int32_t* page) {
+  const int units = side.lanes * side.vectors / 64;
+  pack_plane(scratch.code_units, units, side.at.plane_bits, 0, page + side.at.codes);
+  if (side.bits == 3) pack_plane(scratch.code_units, units, 1, 2, page + side.at.codes_high);
+}
+
+// The quantization error [V, L], 0 at outlier slots.
+void find_error(const Side& side, CompressScratch& scratch) {
+  for (int i = 0; i < side.vectors * side.lanes; i += kWidth) {
+    store(scratch.error + i, load_floats(scratch.x + i) - load_floats(scratch.approximation + i));
+  }
+  const int outliers = side.config.outliers;
+  for (int i = 0; i < side.vectors * outliers; ++i) {
+    scratch.error[i / outliers * side.lanes + scratch.outliers[i]] = 0.0f;
+  }
+}
+
+void store_outliers(const Side& side, const CompressScratch& scratch, int32_t* page) {
+  const int outliers = side.config.outliers;
+  const int count = side.vectors * outliers;
+  auto* deltas = reinterpret_cast<uint16_t*>(page + side.at.outlier_deltas);
+  memcpy(page + side.at.outlier_indices, scratch.outliers, count);
+  for (int i = 0; i < count; ++i) {
+    const int slot = i / outliers * side.lanes + scratch.outliers[i];
+    deltas[i] = half_nearest(scratch.x[slot] - scratch.approximation[slot]);
+  }
+}
+
+// x [V, L] of the rows [C, D], rotated where the config says so.
+void load_vectors(const Side& side, const void* rows, DataType type, CompressScratch& scratch) {
+  const PageConfig& config = side.config;
+  float* target = side.is_key ? scratch.rows : scratch.x;
+  convert(rows, type, target, DataType::kFloat32, config.chunk * config.head_dim);
+  if (side.is_key ? config.rotate_keys : config.rotate_values) {
+    rotate_rows(target, config.chunk, config.head_dim);
+  }
+  if (side.is_key) {
+    transpose_matrix({target, config.head_dim}, {scratch.x, config.chunk}, config.chunk,
+                     config.head_dim);
+  }
+}
+
+void compress_side(const Side& side, const void* rows, DataType type, int32_t* page,
+                   CompressScratch& scratch) {
+  const PageConfig& config = side.config;
+  if (!side.at.quantized) {
+    const size_t element_bytes = type == DataType::kFloat32 ? 4 : 2;
+    memcpy(page + side.at.exact, rows, element_bytes * config.chunk * config.head_dim);
+    return;
+  }
+  load_vectors(side, rows, type, scratch);
+  for (int v = 0; v < side.vectors; ++v) {
+    const float* x = scratch.x + v * side.lanes;
+    uint8_t* outliers = scratch.outliers + v * config.outliers;
+    find_outliers(x, side.lanes, config.outliers, outliers);
+    find_ranges(side, x, v, outliers, scratch.low, scratch.high);
+  }
+  const float top_code = static_cast<float>((1 << side.bits) - 1);
+  auto* encode = config.metadata_bits == 16 ? &encode_halves : &encode_two_level;
+  encode(side, top_code, scratch, page);
+  quantize(side, top_code, scratch);
+  pack_codes(side, scratch, page);
+  if (config.rank > 0) {
+    find_error(side, scratch);
+    correct_low_rank(side, scratch, page);
+  }
+  if (config.outliers > 0) store_outliers(side, scratch, page);
+}
+
+}  // namespace
+
+void compress_page(const PageShape& shape, const void* keys, const void* values, int32_t* page,
+                   CompressScratch& scratch) {
+  memset(page, 0, sizeof(int32_t) * shape.layout.page_words);
+  compress_side(make_side(shape, true), keys, shape.buffer_type(), page, scratch);
+  compress_side(make_side(shape, false), values, shape.buffer_type(), page, scratch);
+}
+
+}  // namespace gear::cpu::GEAR_ISA

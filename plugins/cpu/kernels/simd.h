@@ -1,0 +1,255 @@
+// One register of the instruction set that this file is compiled for, as compiler vectors.
+//
+// Functions of kernels/*.h have internal linkage: each object holds code for one instruction set
+// and one contraction mode, and the linker must not merge them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#include "core/half.h"
+
+namespace gear::cpu::GEAR_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+inline constexpr int kWidth = 8;
+#else
+inline constexpr int kWidth = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kWidth)));
+typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+
+template <typename Vector>
+static inline Vector load(const void* source) {
+  Vector x;
+  memcpy(&x, source, sizeof(x));
+  return x;
+}
+
+template <typename Vector>
+static inline void store(void* target, Vector x) {
+  memcpy(target, &x, sizeof(x));
+}
+
+static inline Floats load_floats(const float* source) { return load<Floats>(source); }
+
+// x − 0 is x for every x, −0 included, so that no instruction but the broadcast remains.
+static inline Floats broadcast(float x) { return x - Floats{}; }
+
+static inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
+static inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+
+static inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+static inline Floats absolute(Floats x) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(x) & 0x7fffffffu);
+}
+
+static inline Floats clip(Floats x, float low, float high) {
+  return minimum(maximum(x, broadcast(low)), broadcast(high));
+}
+
+// Lane numbers 0, 1, 2, ...
+static inline Ints iota() {
+  Ints lanes;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Adding and taking away 1.5 · 2^23 rounds to an integer, ties to even, for |x| < 2^22. What is
+// left in the low bits of the sum is that integer in two's complement.
+inline constexpr float kRoundingBias = 12582912.0f;
+
+static inline Floats round_even(Floats x) { return (x + kRoundingBias) - kRoundingBias; }
+
+// Lane i of the result is lane index_of(i) of `low` and `high`, counted through both.
+template <typename IndexOf>
+static inline Floats shuffle(Floats low, Floats high, IndexOf index_of) {
+#ifdef __clang__
+  Floats result;
+  for (int i = 0; i < kWidth; ++i) {
+    const int index = index_of(i);
+    result[i] = index < kWidth ? low[index] : high[index - kWidth];
+  }
+  return result;
+#else
+  Ints index;
+  for (int i = 0; i < kWidth; ++i) index[i] = index_of(i);
+  return __builtin_shuffle(low, high, index);
+#endif
+}
+
+// Lane i of the result is lane i ^ kDistance.
+template <int kDistance>
+static inline Floats swap_lanes(Floats x) {
+  return shuffle(x, x, [](int i) { return i ^ kDistance; });
+}
+
+template <typename Combine>
+static inline float reduce(Floats x, Combine combine) {
+  if constexpr (kWidth > 8) x = combine(x, swap_lanes<8 % kWidth>(x));
+  if constexpr (kWidth > 4) x = combine(x, swap_lanes<4 % kWidth>(x));
+  x = combine(x, swap_lanes<2>(x));
+  x = combine(x, swap_lanes<1>(x));
+  return x[0];
+}
+
+static inline float reduce_add(Floats x) {
+  return reduce(x, [](Floats a, Floats b) { return a + b; });
+}
+
+static inline float reduce_max(Floats x) { return reduce(x, maximum); }
+
+static inline float reduce_min(Floats x) { return reduce(x, minimum); }
+
+static inline Floats load_halves(const void* source) {
+#if defined(__AVX512F__)
+  // Zero-masked forms: GCC 12 takes the plain ones for reads of uninitialized registers.
+  return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(source)));
+#elif defined(__F16C__)
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(load<__m128i>(source)));
+#else
+  const Words half = __builtin_convertvector(load<Halves>(source), Words);
+  const Words magnitude = (half & 0x7fffu) << 13;
+  const Words rebias = Words{} + (112u << 23);
+  const Words subnormal = reinterpret_cast<Words>(
+      reinterpret_cast<Floats>(magnitude + (113u << 23)) - broadcast(0x1p-14f));
+  const Words normal = magnitude + (magnitude >= (0x7c00u << 13) ? 2 * rebias : rebias);
+  const Words value = magnitude >= (0x0400u << 13) ? normal : subnormal;
+  return reinterpret_cast<Floats>((half & 0x8000u) << 16 | value);
+#endif
+}
+
+static inline float load_half(uint16_t half) {
+#ifdef __F16C__
+  return _cvtsh_ss(half);
+#else
+  return half_to_float(half);
+#endif
+}
+
+static inline Floats load_unsigned_bytes(const uint8_t* source) {
+#if defined(__AVX512F__)
+  return to_floats(
+      reinterpret_cast<Ints>(_mm512_maskz_cvtepu8_epi32(0xffff, load<__m128i>(source))));
+#elif defined(__AVX2__)
+  return to_floats(reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadu_si64(source))));
+#else
+  Floats x;
+  for (int i = 0; i < kWidth; ++i) x[i] = source[i];
+  return x;
+#endif
+}
+
+static inline Floats load_signed_bytes(const int8_t* source) {
+#if defined(__AVX512F__)
+  return to_floats(
+      reinterpret_cast<Ints>(_mm512_maskz_cvtepi8_epi32(0xffff, load<__m128i>(source))));
+#elif defined(__AVX2__)
+  return to_floats(reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadu_si64(source))));
+#else
+  Floats x;
+  for (int i = 0; i < kWidth; ++i) x[i] = source[i];
+  return x;
+#endif
+}
+
+static inline Words load_and_repeat(const uint8_t* source, int bytes) {
+  uint32_t word = 0;
+  memcpy(&word, source, bytes);
+  return Words{} + word;
+}
+
+// Two's-complement nibbles, first one in the lowest bits of the first byte.
+static inline Floats load_nibbles(const uint8_t* source) {
+  const Ints lanes = iota();
+  Words words = load_and_repeat(source, kWidth < 8 ? 2 : 4);
+  if constexpr (kWidth > 8) words = lanes < 8 ? words : load_and_repeat(source + 4, 4);
+  const Ints on_top = reinterpret_cast<Ints>(words << reinterpret_cast<Words>(28 - lanes % 8 * 4));
+  return to_floats(on_top >> 28);
+}
+
+enum class Rounding { kNearest, kDown, kUp };
+
+// FP16 bits of x, saturated at ±65504 (core/half.h).
+template <Rounding kRounding = Rounding::kNearest>
+static inline Halves to_halves(Floats x) {
+#ifdef __F16C__
+  constexpr int kMode = kRounding == Rounding::kNearest ? _MM_FROUND_TO_NEAREST_INT
+                        : kRounding == Rounding::kDown  ? _MM_FROUND_TO_NEG_INF
+                                                        : _MM_FROUND_TO_POS_INF;
+  x = clip(x, -kHalfMax, kHalfMax);
+#ifdef __AVX512F__
+  return reinterpret_cast<Halves>(
+      _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), kMode | _MM_FROUND_NO_EXC));
+#else
+  return reinterpret_cast<Halves>(
+      _mm256_cvtps_ph(reinterpret_cast<__m256>(x), kMode | _MM_FROUND_NO_EXC));
+#endif
+#else
+  Halves halves;
+  for (int i = 0; i < kWidth; ++i) {
+    halves[i] = kRounding == Rounding::kNearest ? half_nearest(x[i])
+                : kRounding == Rounding::kDown  ? half_down(x[i])
+                                                : half_up(x[i]);
+  }
+  return halves;
+#endif
+}
+
+// e^x for x <= 0, 0 where it would be subnormal. Relative error below 2e-7.
+static inline Floats exp_of_negative(Floats x) {
+  const Floats exponent = round_even(maximum(x, broadcast(-88.0f)) * 1.44269504f);
+  const Floats rest =
+      (maximum(x, broadcast(-88.0f)) - exponent * 0.693145752f) - exponent * 1.42860677e-6f;
+  Floats power = broadcast(1.0f / 720.0f);
+  power = power * rest + 1.0f / 120.0f;
+  power = power * rest + 1.0f / 24.0f;
+  power = power * rest + 1.0f / 6.0f;
+  power = power * rest + 0.5f;
+  power = power * rest + 1.0f;
+  power = power * rest + 1.0f;
+  const Ints shifted = __builtin_convertvector(exponent, Ints) << 23;
+  const Floats result = reinterpret_cast<Floats>(reinterpret_cast<Ints>(power) + shifted);
+  return x < -87.0f ? Floats{} : result;
+}
+
+static inline Floats tanh(Floats x) {
+  const Floats decay = exp_of_negative(-2.0f * absolute(x));
+  const Floats magnitude = (1.0f - decay) / (1.0f + decay);
+  return x < 0.0f ? -magnitude : magnitude;
+}
+
+// One pass of `transpose`: swaps the bit kDistance of the row number with that of the lane number.
+template <int kDistance>
+static inline void transpose_pass(Floats* rows) {
+  for (int i = 0; i < kWidth; ++i) {
+    if (i & kDistance) continue;
+    const Floats low = rows[i];
+    const Floats high = rows[i | kDistance];
+    rows[i] = shuffle(
+        low, high, [](int lane) { return lane & kDistance ? kWidth + (lane ^ kDistance) : lane; });
+    rows[i | kDistance] = shuffle(
+        low, high, [](int lane) { return lane & kDistance ? kWidth + lane : lane ^ kDistance; });
+  }
+}
+
+// Transposes a square of kWidth rows of kWidth lanes.
+static inline void transpose(Floats* rows) {
+  transpose_pass<1>(rows);
+  transpose_pass<2>(rows);
+  if constexpr (kWidth > 4) transpose_pass<4 % kWidth>(rows);
+  if constexpr (kWidth > 8) transpose_pass<8 % kWidth>(rows);
+}
+
+}  // namespace gear::cpu::GEAR_ISA

@@ -1,0 +1,110 @@
+#include "cpu/validate.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <vector>
+
+#include "core/half.h"
+
+namespace gear::cpu {
+namespace {
+
+std::string text(int number) { return std::to_string(number); }
+
+std::string of_sequence(int sequence) { return " of sequence " + text(sequence); }
+
+Error check_lengths(const Call& call, int sequence) {
+  const int past = call.past(sequence);
+  const int added = call.added(sequence);
+  if (past < 0) return "past_lengths" + of_sequence(sequence) + " is " + text(past);
+  if (added < 0 || added > call.args.seq_len || past > INT32_MAX - added) {
+    return "new_lengths" + of_sequence(sequence) + " is " + text(added) + ", must be in 0.." +
+           text(call.args.seq_len);
+  }
+  const int pages = call.full_pages_after(sequence);
+  if (pages > call.args.max_pages) {
+    return "length " + text(past + added) + of_sequence(sequence) + " needs " + text(pages) +
+           " pages, page_table has " + text(call.args.max_pages);
+  }
+  return {};
+}
+
+Error check_places(const Call& call, int sequence) {
+  const int slot = call.args.slots[sequence];
+  if (slot < 0 || slot >= call.args.num_slots) {
+    return "slot " + text(slot) + of_sequence(sequence) + " is outside the residual buffer's " +
+           text(call.args.num_slots);
+  }
+  for (int i = 0; i < call.full_pages_after(sequence); ++i) {
+    const int page = call.page_ids(sequence)[i];
+    if (page < 0 || page >= call.args.num_pages) {
+      return "page " + text(page) + of_sequence(sequence) + " is outside the pool's " +
+             text(call.args.num_pages);
+    }
+  }
+  return {};
+}
+
+// Two sequences of one call may share pages that they read, never what they write.
+Error check_writes(const Call& call) {
+  std::vector<int> slots;
+  std::vector<int> pages;
+  for (int b = 0; b < call.args.batch; ++b) {
+    if (call.added(b) == 0) continue;
+    slots.push_back(call.args.slots[b]);
+    pages.insert(pages.end(), call.page_ids(b) + call.full_pages(b),
+                 call.page_ids(b) + call.full_pages_after(b));
+  }
+  for (auto* written : {&slots, &pages}) {
+    std::sort(written->begin(), written->end());
+    const auto twice = std::adjacent_find(written->begin(), written->end());
+    if (twice == written->end()) continue;
+    return (written == &slots ? "slot " : "page ") + text(*twice) + " would be written twice";
+  }
+  return {};
+}
+
+float element(const void* elements, DataType type, int64_t index) {
+  return type == DataType::kFloat32 ? static_cast<const float*>(elements)[index]
+                                    : half_to_float(static_cast<const uint16_t*>(elements)[index]);
+}
+
+Error check_values(const Call& call, const Kernels& kernels, int sequence, const char* name,
+                   const void* elements) {
+  const bool is_half = call.shape.buffer_type() == DataType::kFloat16;
+  const DataType type = call.args.data_type;
+  const int64_t token_elements = static_cast<int64_t>(call.kv_heads) * call.head_dim;
+  const void* first = at(elements, type, call.key_offset(sequence, 0, 0));
+  const int64_t index = kernels.find_beyond(first, type, call.added(sequence) * token_elements,
+                                            is_half ? kHalfMax : FLT_MAX);
+  if (index < 0) return {};
+  const float value = element(first, type, index);
+  return "layer " + text(call.args.attributes.layer) + ", KV head " +
+         text(static_cast<int>(index % token_elements) / call.head_dim) + ", token " +
+         text(call.past(sequence) + static_cast<int>(index / token_elements)) +
+         of_sequence(sequence) + ": " + name + " has the value " + std::to_string(value) +
+         (std::isfinite(value) ? ", which is beyond FP16" : ", which is not finite");
+}
+
+}  // namespace
+
+Error validate(const Call& call, const Kernels& kernels) {
+  for (int b = 0; b < call.args.batch; ++b) {
+    if (Error error = check_lengths(call, b); !error.empty()) return error;
+    if (call.added(b) == 0) continue;
+    if (Error error = check_places(call, b); !error.empty()) return error;
+  }
+  if (Error error = check_writes(call); !error.empty()) return error;
+  for (int b = 0; b < call.args.batch; ++b) {
+    for (const auto& [name, elements] :
+         {std::pair("key", call.args.key), std::pair("value", call.args.value)}) {
+      if (Error error = check_values(call, kernels, b, name, elements); !error.empty()) {
+        return error;
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace gear::cpu

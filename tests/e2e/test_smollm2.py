@@ -1,0 +1,135 @@
+"""The whole way of the data on a real model: GGUF → engine folder → runtime → kernels."""
+
+import statistics
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import gear_trt
+from benchmarks.baseline import Fp32Engine
+from benchmarks.quality import Score, decode, log_softmax
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = (
+    "The capital of France is",
+    "Explain why the sky is blue.",
+    "Write a short poem about the sea.",
+    "List three uses of a hammer.",
+    "def fibonacci(n):",
+)
+NEW_TOKENS = 64
+
+
+@pytest.fixture(scope="session")
+def transformers_greedy(gguf):
+    """Per prompt: its tokens, and transformers' FP32 greedy tokens and logits."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    answers = []
+    for prompt in PROMPTS:
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        result = model.generate(
+            **encoded,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        length = encoded["input_ids"].shape[1]
+        logits = torch.stack(result.logits)[:, 0].numpy()
+        answers.append((result.sequences[0].tolist(), length, logits))
+    return answers
+
+
+def test_exact_cache_gives_transformers_tokens_and_logits(export, transformers_greedy):
+    with gear_trt.load(export("exact"), max_tokens=256) as engine:
+        for tokens, length, want in transformers_greedy:
+            engine.cache.reset()
+            logits = [engine.step([tokens[:length]])[0]]
+            logits += [engine.step([[token]])[0] for token in tokens[length:-1]]
+            got = np.stack(logits)
+            np.testing.assert_allclose(got, want, atol=1e-3)
+            got[:, engine.manifest.model.eos_token_ids] = -np.inf  # min_new_tokens hides them too
+            assert got.argmax(axis=1).tolist() == tokens[length:]
+
+
+def test_generate_streams_sensible_english(export):
+    with gear_trt.load(export("k4v4"), max_tokens=512) as engine:
+        chunks = list(engine.stream("What is the capital of France?", max_new_tokens=24))
+        text = "".join(chunk.text for chunk in chunks)
+        assert "Paris" in text
+        assert chunks[-1].finish_reason in {"stop", "length"}
+
+
+def test_baseline_is_the_same_model(export):
+    """The peer of the benchmarks must differ from the engine by its cache only."""
+    tokens = np.arange(100, 164)
+    with gear_trt.load(export("exact"), max_tokens=128) as engine:
+        want = engine.step(tokens[None], all_logits=True)[0]
+        baseline = Fp32Engine(export("exact"), capacity=128, threads=1)
+        np.testing.assert_allclose(baseline.step(tokens), want, atol=1e-3)
+        np.testing.assert_allclose(
+            baseline.step(np.array([7]))[0], engine.step([[7]])[0], atol=1e-3
+        )
+
+
+def test_four_bits_stay_close_to_the_exact_cache(export):
+    """A short form of `benchmarks.quality`: 400 tokens of text, decoded one by one."""
+    with (
+        gear_trt.load(export("exact"), max_tokens=512) as exact,
+        gear_trt.load(export("k4v4"), max_tokens=512) as engine,
+    ):
+        tokens = np.array(exact.tokenizer.encode(TEXT * 3)[:400])
+        score = Score()
+        want = log_softmax(exact.step(tokens[None, :-1], all_logits=True)[0])
+        for index, got in enumerate(decode(engine, tokens[:-1])):
+            score.add(want[index], got, int(tokens[index + 1]))
+        row = score.row()
+        assert row["kl"] <= 0.0025
+        assert abs(row["perplexity_ratio"] - 1) <= 0.01
+        assert engine.cache.bytes_per_token < engine.cache.fp16_bytes / 399
+
+
+def test_four_thousand_steps_keep_memory_and_speed(export):
+    steps = 4000
+    process = psutil.Process()
+    with gear_trt.load(export("k4v4"), max_tokens=steps + 8, threads=1) as engine:
+        for array in (*engine.cache.page_pools, *engine.cache.residual_buffers):
+            array[...] = 0  # take the memory now, so that growth later is a leak
+        engine.step([[1]])
+        before = process.memory_info().rss
+        seconds = []
+        for token in range(steps):
+            started = time.process_time()  # not wall time: other processes share the machine
+            engine.step([[100 + token % 1000]])
+            seconds.append(time.process_time() - started)
+        grown = process.memory_info().rss - before
+    assert grown < 16e6, f"resident memory grew by {grown / 1e6:.1f} MB"
+    slowest, median = max(seconds), statistics.median(seconds)
+    assert slowest < 5 * median, f"slowest step {slowest:.3f} s, median {median:.3f} s"
+
+
+TEXT = (
+    "A heat pump moves heat from a cold place to a warm one. It works like a refrigerator: a fluid "
+    "evaporates at low pressure and takes up heat, a compressor raises its pressure and its "
+    "temperature, and the fluid condenses and gives the heat away. The work that the compressor "
+    "does is small beside the heat that is moved, so one kilowatt hour of electricity brings three "
+    "or four of heat into a house. In winter the outdoor unit may ice over; then the cycle runs "
+    "backwards for a few minutes and melts the ice. Large pumps heat whole districts with the "
+    "waste heat of sewage, data centres and rivers.\n"
+)

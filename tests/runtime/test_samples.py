@@ -1,0 +1,31 @@
+"""The samples run on any engine folder."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+
+def run_sample(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(SAMPLES / name), run_name="__main__")
+
+
+def test_quickstart(toy_folder, monkeypatch, capsys):
+    run_sample(monkeypatch, "01_quickstart_decode.py", str(toy_folder), "Hello?")
+    printed = capsys.readouterr().out
+    assert "tokens/s" in printed
+    assert "compression:" in printed
+
+
+def test_quickstart_says_how_to_call_it(monkeypatch):
+    with pytest.raises(SystemExit, match="ENGINE_FOLDER"):
+        run_sample(monkeypatch, "01_quickstart_decode.py")
+
+
+def test_readme_names_every_sample():
+    readme = (SAMPLES / "README.md").read_text()
+    assert all(path.name in readme for path in SAMPLES.glob("*.py"))
