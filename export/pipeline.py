@@ -19,7 +19,7 @@ from gear_trt.export.passes.route_kv import route_kv
 from gear_trt.export.passes.simplify import simplify
 from gear_trt.export.passes.sites import KvSite, NearMiss, SearchContext
 from gear_trt.export.passes.verify import verify
-from gear_trt.export.report import ExportReport, describe, package_versions
+from gear_trt.export.report import CacheCost, ExportReport, describe, package_versions
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
 from gear_trt.export.source.facts import SourceFacts
 from gear_trt.export.source.source import Progress, Source, open_source
@@ -92,6 +92,7 @@ def export_model(
             output=str(output),
             config=config,
             model=facts,
+            cache=CacheCost.of(manifest.layers),
             sites=describe(sites),
             nodes_before=nodes_before,
             nodes_after=_count_nodes(opened.model),

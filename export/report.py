@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Self
 
 from gear_trt.export.passes.sites import KvSite, NearMiss
+from gear_trt.export.source.companions import TOKENIZER_FILE
 from pydantic import BaseModel, ConfigDict
 
-from gear_trt.runtime.manifest import ModelFacts
-from gear_trt.spec import CompressionConfig
+from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
+from gear_trt.runtime.manifest import LayerFacts, ModelFacts
+from gear_trt.spec import CompressionConfig, bits_per_element
 
 REPORT_FILE = "report.json"
 REPORT_SCHEMA = "gear.export/1"
@@ -49,12 +52,37 @@ class SiteReport(BaseModel):
     reason: str | None = None
 
     @classmethod
-    def of(cls, layer: int, item: KvSite | NearMiss) -> SiteReport:
+    def of(cls, layer: int, item: KvSite | NearMiss) -> Self:
         """Describe what `find_kv` found."""
         node = str(item.node.name)
         if isinstance(item, NearMiss):
             return cls(layer=layer, form=item.form, node=node, reason=item.reason)
         return cls(layer=layer, form=item.form, node=node, **vars(item.facts))
+
+
+class CacheCost(BaseModel):
+    """What the compressed cache takes.
+
+    Attributes:
+        bits_per_element: Bits that a page spends per K or V element, everything included.
+        bytes_per_token: Of all layers, once a token is compressed.
+        fp16_bytes_per_token: The same in an FP16 cache.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    bits_per_element: float
+    bytes_per_token: float
+    fp16_bytes_per_token: int
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerFacts]) -> Self:
+        """Compute the cost of a model's layers."""
+        return cls(
+            bits_per_element=bits_per_element(layers[0].config, layers[0].head_dim),
+            bytes_per_token=page_bytes_per_token(layers),
+            fp16_bytes_per_token=fp16_bytes_per_token(layers),
+        )
 
 
 class ExportReport(BaseModel):
@@ -65,6 +93,7 @@ class ExportReport(BaseModel):
         output: The engine folder; None for a dry run.
         config: How its caches are compressed.
         model: Facts of the model; None for a dry run.
+        cache: What its cache takes; None for a dry run.
         sites: Every attention layer.
         nodes_before: Nodes of the source graph.
         nodes_after: Nodes of the exported graph; None for a dry run.
@@ -79,6 +108,7 @@ class ExportReport(BaseModel):
     output: str | None = None
     config: CompressionConfig
     model: ModelFacts | None = None
+    cache: CacheCost | None = None
     sites: tuple[SiteReport, ...]
     nodes_before: int
     nodes_after: int | None = None
@@ -90,6 +120,11 @@ class ExportReport(BaseModel):
     def routable(self) -> bool:
         """Whether there are attention layers, and none that cannot be routed."""
         return bool(self.sites) and all(site.reason is None for site in self.sites)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the engine folder can read and write text."""
+        return TOKENIZER_FILE in self.file_bytes
 
     def write(self, folder: Path) -> None:
         """Write `report.json` into an engine folder."""

@@ -127,7 +127,11 @@ def use_instruction_set(name: str) -> None:
 
 
 def compress_page(
-    keys_CD: FloatingArray, values_CD: FloatingArray, config: CompressionConfig
+    keys_CD: FloatingArray,
+    values_CD: FloatingArray,
+    config: CompressionConfig,
+    *,
+    out: IntArray | None = None,
 ) -> IntArray:
     """Compress one page (`gear_trt.reference.compress_page`).
 
@@ -135,6 +139,7 @@ def compress_page(
         keys_CD: [C, D] rows of the residual buffer (float16; float32 for 32-bit configs).
         values_CD: [C, D], same dtype.
         config: The compression config; C is its `chunk`.
+        out: [page_words] int32 array to write to.
 
     Returns:
         [page_words] int32.
@@ -145,7 +150,9 @@ def compress_page(
     shape = (config.chunk, keys_CD.shape[-1])
     keys = _input(keys_CD, config.buffer_dtype, shape, "keys_CD")
     values = _input(values_CD, config.buffer_dtype, shape, "values_CD")
-    page = np.zeros(page_layout(config, shape[1]).page_words, np.int32)
+    words = page_layout(config, shape[1]).page_words
+    page = np.empty(words, np.int32) if out is None else out
+    _state(page, "int32", (words,), "out")
     _checked(
         "gear_compress_page",
         _config_members(config, shape[1]),

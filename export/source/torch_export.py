@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from gear_trt.export.passes.sites import SYMBOLIC_OP
+from gear_trt.export.source.torch_cleanup import clean_up
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import DOMAIN, graph
@@ -99,11 +100,13 @@ def to_onnx(network: PreTrainedModel) -> ir.Model:
                 input_names=[graph.INPUT_IDS, "position_ids"],
                 output_names=[graph.LOGITS],
                 dynamic_shapes=(axes, axes),
+                optimize=False,
                 verbose=False,
             )
         except Exception as error:  # torch.export raises what the model's own code raises
             _explain(error)
     model: ir.Model = program.model
+    clean_up(model)
     _check_layers(model, network.config)
     return model
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gear_trt.cli import _ui
+from gear_trt.errors import ExitStatus
 
 if TYPE_CHECKING:
+    from gear_trt.export import ExportReport
     from gear_trt.runtime.summary import EngineSummary
 
 SCHEMA = "gear.inspect/1"
+MODEL_SUFFIX = ".onnx"
 
 
 def inspect(
@@ -22,18 +25,54 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")] = False,
 ) -> None:
-    """Show an engine's model, compression and bytes per token; change nothing."""
+    """Show an engine's model and compression, or which layers of a model can be routed."""
 
     def action() -> None:
-        from gear_trt.runtime.summary import EngineSummary
-
-        summary = EngineSummary.of(path)
-        if json:
-            _ui.emit_json(SCHEMA, summary)
+        if path.suffix == MODEL_SUFFIX:
+            _inspect_model(path, json=json)
         else:
-            _print_summary(summary)
+            _inspect_engine(path, json=json)
 
     _ui.run(action, json=json, verbose=verbose)
+
+
+def _inspect_engine(folder: Path, *, json: bool) -> None:
+    from gear_trt.runtime.summary import EngineSummary
+
+    summary = EngineSummary.of(folder)
+    if json:
+        _ui.emit_json(SCHEMA, summary)
+    else:
+        _print_summary(summary)
+
+
+def _inspect_model(model: Path, *, json: bool) -> None:
+    from gear_trt.export import inspect_model
+    from gear_trt.spec import DEFAULT_PRESET, CompressionConfig
+
+    with _ui.progress() as progress:
+        report = inspect_model(
+            model, config=CompressionConfig.preset(DEFAULT_PRESET), progress=progress
+        )
+    if json:
+        _ui.emit_json(SCHEMA, report)
+    else:
+        _print_sites(report)
+    if not report.routable:
+        raise typer.Exit(ExitStatus.UNSUPPORTED)
+
+
+def _print_sites(report: ExportReport) -> None:
+    for site in report.sites:
+        heads = f"{site.num_heads} heads, {site.num_kv_heads} KV heads, head_dim {site.head_dim}"
+        _ui.stdout.print(
+            f"layer {site.layer}: {site.form}, {site.reason or heads}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    routed = sum(site.reason is None for site in report.sites)
+    _ui.stdout.print(f"{routed} of {len(report.sites)} attention layers can be routed")
 
 
 def _print_summary(summary: EngineSummary) -> None:

@@ -75,12 +75,13 @@ class OnnxRuntimeBackend:
             raise self._load_failure(str(error)) from None
 
     def _load_failure(self, text: str) -> GearError:
-        code = ErrorCode.LAYOUT_MISMATCH if "page layout" in text else ErrorCode.DAMAGED_ENGINE
+        own = _op_message(text)
+        is_other_layout = own is not None and "page layout" in own
         return GearError(
-            code,
-            f"{self._folder / MODEL_FILE} does not load: {_op_message(text)}",
+            ErrorCode.LAYOUT_MISMATCH if is_other_layout else ErrorCode.DAMAGED_ENGINE,
+            f"{self._folder / MODEL_FILE} does not load" + (f": {own}" if own else ""),
             hint=EXPORT_AGAIN,
-            detail=text,
+            detail=None if own else text,
         )
 
 
@@ -168,16 +169,17 @@ def _logits_dtype(session: InferenceSession) -> str:
 
 
 def _known_run_failure(text: str) -> GearError | None:
-    for signs, code, hint in (
-        (("is not finite", "beyond FP16"), ErrorCode.NON_FINITE_ACTIVATION, OVERFLOW_HINT),
-        (("has shape",), ErrorCode.DAMAGED_ENGINE, EXPORT_AGAIN),
-    ):
-        if any(sign in text for sign in signs):
-            return GearError(code, _op_message(text), hint=hint)
+    own = _op_message(text)
+    if own is None:
+        return None
+    if "is not finite" in own or "beyond FP16" in own:
+        return GearError(ErrorCode.NON_FINITE_ACTIVATION, own, hint=OVERFLOW_HINT)
+    if "has shape" in own:
+        return GearError(ErrorCode.DAMAGED_ENGINE, own, hint=EXPORT_AGAIN)
     return None
 
 
-def _op_message(text: str) -> str:
+def _op_message(text: str) -> str | None:
     """Return what the op said, without what ONNX Runtime put around it."""
-    own = re.search(rf"{GEAR_ATTENTION.name}[ :].*", text)
-    return own[0] if own else text.splitlines()[0]
+    own = re.search(rf"{GEAR_ATTENTION.name}( layer \d+)?: .*", text)
+    return own[0] if own else None

@@ -36,9 +36,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust parser raises bare Exception
+        reason, *_ = str(error).split("\n")
         raise GearError(
             ErrorCode.DAMAGED_ENGINE,
-            f"the tokenizer in {folder} does not load: {str(error).splitlines()[0]}",
+            f"the tokenizer in {folder} does not load: {reason}",
             hint="copy the model's tokenizer files into the folder again",
         ) from error
 
@@ -85,7 +86,7 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> 
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
         )
-    except (TemplateError, KeyError) as error:
+    except (TemplateError, KeyError, TypeError) as error:
         raise GearError(
             ErrorCode.BAD_REQUEST,
             f"the chat template refuses the messages: {error}",

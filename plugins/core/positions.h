@@ -25,4 +25,14 @@ GEAR_INLINE int buffer_row(const PageConfig& config, int position) {
   return config.sinks + (position - config.sinks) % config.chunk;
 }
 
+// First position that a query at `position` sees through a sliding window; 0 means no window.
+GEAR_INLINE int first_visible(int position, int sliding_window) {
+  return sliding_window == 0 || position < sliding_window ? 0 : position + 1 - sliding_window;
+}
+
+// Whether every token of a page lies before `position`.
+GEAR_INLINE bool is_before(const PageConfig& config, int page, int position) {
+  return page_start(config, page) + config.chunk <= position;
+}
+
 }  // namespace gear

@@ -17,31 +17,37 @@ std::string of_sequence(int sequence) { return " of sequence " + text(sequence);
 Error check_lengths(const Call& call, int sequence) {
   const int past = call.past(sequence);
   const int added = call.added(sequence);
-  if (past < 0) return "past_lengths" + of_sequence(sequence) + " is " + text(past);
-  if (added < 0 || added > call.args.seq_len || past > INT32_MAX - added) {
+  if (added < 0 || added > call.args.seq_len) {
     return "new_lengths" + of_sequence(sequence) + " is " + text(added) + ", must be in 0.." +
            text(call.args.seq_len);
   }
-  const int pages = call.full_pages_after(sequence);
-  if (pages > call.args.max_pages) {
-    return "length " + text(past + added) + of_sequence(sequence) + " needs " + text(pages) +
-           " pages, page_table has " + text(call.args.max_pages);
+  if (past < 0 || past > INT32_MAX - added) {
+    return "past_lengths" + of_sequence(sequence) + " is " + text(past);
   }
   return {};
 }
 
-Error check_places(const Call& call, int sequence) {
+Error check_slot(const Call& call, int sequence) {
   const int slot = call.args.slots[sequence];
-  if (slot < 0 || slot >= call.args.num_slots) {
-    return "slot " + text(slot) + of_sequence(sequence) + " is outside the residual buffer's " +
-           text(call.args.num_slots);
+  if (slot >= 0 && slot < call.args.num_slots) return {};
+  return "slot " + text(slot) + of_sequence(sequence) + " is outside the residual buffer's " +
+         text(call.args.num_slots);
+}
+
+// Pages that no query sees through the sliding window are never read and may be gone.
+Error check_pages(const Call& call, int sequence) {
+  const int end = call.full_pages_after(sequence);
+  if (end > call.args.max_pages) {
+    return "length " + text(call.past(sequence) + call.added(sequence)) + of_sequence(sequence) +
+           " needs " + text(end) + " pages, page_table has " + text(call.args.max_pages);
   }
-  for (int i = 0; i < call.full_pages_after(sequence); ++i) {
+  const int first = first_visible(call.past(sequence), call.args.attributes.sliding_window);
+  for (int i = 0; i < end; ++i) {
+    if (i < call.full_pages(sequence) && is_before(call.config(), i, first)) continue;
     const int page = call.page_ids(sequence)[i];
-    if (page < 0 || page >= call.args.num_pages) {
-      return "page " + text(page) + of_sequence(sequence) + " is outside the pool's " +
-             text(call.args.num_pages);
-    }
+    if (page >= 0 && page < call.args.num_pages) continue;
+    return "page " + text(page) + of_sequence(sequence) + " is outside the pool's " +
+           text(call.args.num_pages);
   }
   return {};
 }
@@ -93,7 +99,8 @@ Error validate(const Call& call, const Kernels& kernels) {
   for (int b = 0; b < call.args.batch; ++b) {
     if (Error error = check_lengths(call, b); !error.empty()) return error;
     if (call.added(b) == 0) continue;
-    if (Error error = check_places(call, b); !error.empty()) return error;
+    if (Error error = check_slot(call, b); !error.empty()) return error;
+    if (Error error = check_pages(call, b); !error.empty()) return error;
   }
   if (Error error = check_writes(call); !error.empty()) return error;
   for (int b = 0; b < call.args.batch; ++b) {

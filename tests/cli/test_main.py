@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from gear_trt.cli.main import app
 from gear_trt.errors import ExitStatus
-from gear_trt.runtime.engine import load
+from gear_trt.runtime.engine import Engine, load
 from gear_trt.runtime.manifest import MODEL_FILE
+from tests.cli.models import save_decoder
 from tests.runtime.folders import MAX_CONTEXT, write_engine
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers"}
@@ -90,6 +91,14 @@ def test_errors_have_a_code_a_hint_and_no_traceback(folder, arguments, code, sta
     assert not result.stdout
 
 
+def test_interrupt(folder, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "stream", interrupted)
+    assert generate(folder, "-p", "Hi").exit_code == ExitStatus.INTERRUPTED
+
+
 def test_wrong_usage(folder):
     assert gear("generate", folder).exit_code == ExitStatus.USAGE
     assert gear("generate", folder, "-p", "Hi", "--no-such-flag").exit_code == ExitStatus.USAGE
@@ -131,6 +140,24 @@ def test_inspect_json(folder):
     assert row["gear_bytes_per_token"] == 2 * 2 * 592 * 4 / 64
     assert row["layer_groups"][0]["layers"] == [0, 1]
     assert row["layer_groups"][0]["bits_per_element"] == 592 * 32 / (2 * 64 * 32)
+
+
+def test_inspect_model(tmp_path):
+    model = save_decoder(tmp_path / "model.onnx")
+    result = gear("inspect", model)
+    assert result.exit_code == ExitStatus.OK
+    assert "layer 0: GroupQueryAttention, 4 heads, 2 KV heads, head_dim 16" in result.stdout
+    assert "1 of 1 attention layers can be routed" in result.stdout
+    row = json.loads(gear("inspect", model, "--json").stdout)
+    assert row["schema"] == "gear.inspect/1"
+    assert row["sites"][0]["head_dim"] == 16
+
+
+def test_inspect_model_that_cannot_be_routed(tmp_path):
+    result = gear("inspect", save_decoder(tmp_path / "model.onnx", smooth_softmax=1))
+    assert result.exit_code == ExitStatus.UNSUPPORTED
+    assert "smooth_softmax=1 is not supported" in result.stdout
+    assert "0 of 1" in result.stdout
 
 
 def test_doctor():

@@ -4,11 +4,64 @@ import numpy as np
 import pytest
 
 from gear_trt.reference import decompress_sequence
-from gear_trt.spec import CompressionConfig
+from gear_trt.runtime.manifest import LayerFacts
+from gear_trt.spec import CompressionConfig, graph
 from gear_trt.spec.config import PRESETS
-from tests.onnxruntime.op import H, Op
+from tests.cases import ATTENTION_CASES, attention_call
+from tests.graphs import attributes, one_node_model
+from tests.onnxruntime.op import H, Op, open_session
+from tests.plugins.checks import nmse
+from tests.plugins.test_attention import TOLERANCE as NMSE_TOLERANCE
+from tests.plugins.test_attention import assert_states_equal
 
 TOLERANCE = {"float32": 2e-3, "float16": 4e-3}
+
+
+def run_case(case, call, state):
+    """Run a row of the case table on `state`, bound in place; return the output [B, S, N, D]."""
+    layer = LayerFacts(
+        num_heads=case.group * case.kv_heads,
+        num_kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        config=case.config,
+    )
+    values = attributes(
+        layer, scale=case.scale, softcap=case.softcap, sliding_window=case.sliding_window
+    )
+    session = open_session(one_node_model(layer, dtype=case.dtype, values=values))
+    rows = call.query_BSND.shape[:2]
+    output = np.full((*rows, layer.num_heads * layer.head_dim), np.nan, case.dtype)
+    inputs = {
+        "query": call.query_BSND.reshape(*rows, -1),
+        "key": call.key_BSHD.reshape(*rows, -1),
+        "value": call.value_BSHD.reshape(*rows, -1),
+        graph.PAGE_TABLE: call.page_table,
+        graph.SLOTS: call.slots,
+        graph.PAST_LENGTHS: call.past_lengths,
+        graph.NEW_LENGTHS: call.new_lengths,
+        graph.page_pool_input(0): state.page_pool,
+        graph.residual_buffer_input(0): state.residual_buffer,
+    }
+    outputs = {
+        "output": output,
+        graph.page_pool_output(0): state.page_pool,
+        graph.residual_buffer_output(0): state.residual_buffer,
+    }
+    binding = session.io_binding()
+    for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        for name, array in arrays.items():
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    session.run_with_iobinding(binding)
+    return output.reshape(call.query_BSND.shape)
+
+
+@pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
+def test_every_row_of_the_case_table(case):
+    call = attention_call(case)
+    state = call.before.copy()
+    output = run_case(case, call, state)
+    assert nmse(output, call.output_BSND) <= NMSE_TOLERANCE[case.dtype]
+    assert_states_equal(state, call.after, case, call)
 
 
 def check_steps(op, steps):
@@ -36,16 +89,6 @@ def test_prefill_then_chunked_prefill_then_decode(preset, dtype):
 def test_sequences_of_unequal_lengths(preset):
     op = Op(CompressionConfig.preset(preset), batch=3)
     check_steps(op, [[5, 80, 0], [66, 0, 1], [1, 1, 1], [1, 1, 0]])
-
-
-def test_rows_beyond_the_new_lengths_are_zero():
-    op = Op(CompressionConfig.preset("k4v4"), batch=2)
-    got, _ = op.run([7, 3])
-    assert not got[1, 3:].any()
-
-
-def test_chunks_of_128_tokens():
-    check_steps(Op(CompressionConfig.preset("k4v4", chunk=128)), [[130], [1], [3]])
 
 
 def test_two_threads_give_what_one_gives():

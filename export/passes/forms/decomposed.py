@@ -29,7 +29,7 @@ from gear_trt.export.passes.sites import (
     present,
 )
 
-FORM = "Softmax"
+FORM = "MatMul + Softmax"
 
 _SCORE_OPS = frozenset(
     {"Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Sub", "Tanh", "Where"}

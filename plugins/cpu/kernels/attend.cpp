@@ -48,10 +48,7 @@ class Attention {
     return sequence_.past + (share_.first_row + row) / sequence_.group;
   }
 
-  int first_visible(int position) const {
-    const int window = sequence_.sliding_window;
-    return window == 0 || position < window ? 0 : position + 1 - window;
-  }
+  int first_seen(int row) const { return first_visible(position(row), sequence_.sliding_window); }
 
   void load_queries() {
     for (int row = 0; row < share_.num_rows; ++row) {
@@ -76,10 +73,10 @@ class Attention {
     const Side key_side = make_side(*sequence_.shape, true);
     const Side value_side = make_side(*sequence_.shape, false);
     const float* query = page_queries();
-    const int first = first_visible(position(0));
+    const int first = first_seen(0);
     for (int i = share_.first_page; i < share_.end_page; ++i) {
+      if (is_before(config_, i, first)) continue;
       const int start = page_start(config_, i);
-      if (start + config_.chunk <= first) continue;
       const int32_t* page = sequence_.pages + sequence_.page_ids[i] * sequence_.page_stride;
       for (int t = 0; t < config_.chunk; ++t) positions_[t] = start + t;
       if (i + 1 < share_.end_page) prefetch_page(sequence_.page_ids[i + 1]);
@@ -96,7 +93,7 @@ class Attention {
     const int sinks = num_sinks(config_, sequence_.past);
     const int paged = num_pages(config_, sequence_.past) * config_.chunk;
     const int end = position(share_.num_rows - 1) + 1 - paged;
-    const int first = first_visible(position(0));
+    const int first = first_seen(0);
     for (int e = 0; e < end; e += config_.chunk) {
       const int count = end - e < config_.chunk ? end - e : config_.chunk;
       for (int t = 0; t < count; ++t) positions_[t] = e + t < sinks ? e + t : e + t + paged;
@@ -130,10 +127,12 @@ class Attention {
     transpose_matrix({scratch_.rows, head_dim}, {scratch_.keys, config_.chunk}, width, head_dim);
   }
 
+  // Pages of a sequence lie anywhere: without this, those that have left the second-level cache
+  // cost half the time again.
   void prefetch_page(int id) const {
     const int32_t* page = sequence_.pages + id * sequence_.page_stride;
     for (int word = 0; word < sequence_.shape->layout.page_words; word += kLineWords) {
-      __builtin_prefetch(page + word, 0, 3);
+      __builtin_prefetch(page + word, 0, 2);
     }
   }
 
@@ -191,11 +190,11 @@ class Attention {
   // Scores to softmax weights.
   void weigh(int count, int width) {
     const bool all_visible = count == width && positions_[count - 1] <= position(0) &&
-                             positions_[0] >= first_visible(position(share_.num_rows - 1));
+                             positions_[0] >= first_seen(share_.num_rows - 1);
     for (int row = 0; row < share_.num_rows; ++row) {
       float* scores = scratch_.scores + row * config_.chunk;
       if (sequence_.softcap > 0.0f) cap(scores, width);
-      if (!all_visible) mask(scores, position(row), width);
+      if (!all_visible) mask(scores, row, width);
       add_scores(state_, row, scores, width);
     }
   }
@@ -207,11 +206,12 @@ class Attention {
     }
   }
 
-  void mask(float* scores, int position, int width) const {
-    const int first = first_visible(position);
+  void mask(float* scores, int row, int width) const {
+    const int first = first_seen(row);
+    const int last = position(row);
     for (int i = 0; i < width; i += kWidth) {
       const Ints token = load<Ints>(positions_ + i);
-      const Ints is_visible = (token <= position) & (token >= first);
+      const Ints is_visible = (token >= first) & (token <= last);
       store(scores + i, is_visible ? load_floats(scores + i) : broadcast(-INFINITY));
     }
   }

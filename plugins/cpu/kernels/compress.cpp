@@ -34,11 +34,14 @@ float row_min(const float* x, int length) {
   return reduce_min(least);
 }
 
-// Positions of the count / 2 largest, then the count / 2 smallest elements of a vector; of equal
-// elements the first one, none twice.
-void find_outliers(const float* x, int length, int count, uint8_t* positions) {
+// Positions of the outliers of vector v: of half of them the largest elements, then the smallest;
+// of equal elements the first one, none twice.
+void find_outliers(const Side& side, int v, CompressScratch& scratch) {
+  const int count = side.config.outliers;
+  const int length = side.lanes;
+  uint8_t* positions = scratch.outliers + v * count;
   float left[kMaxVectorLength];
-  memcpy(left, x, sizeof(float) * length);
+  memcpy(left, scratch.x + v * length, sizeof(float) * length);
   for (int i = 0; i < count / 2; ++i) {
     positions[i] = static_cast<uint8_t>(find(left, length, row_max(left, length)));
     left[positions[i]] = -INFINITY;
@@ -50,23 +53,33 @@ void find_outliers(const float* x, int length, int count, uint8_t* positions) {
   }
 }
 
-// Ranges of the groups of a vector, outliers left out: low and high [groups, V].
-void find_ranges(const Side& side, const float* x, int vector, const uint8_t* outliers, float* low,
-                 float* high) {
+// A copy of a vector with its outliers replaced.
+void replace_outliers(const Side& side, const float* x, const uint8_t* outliers, float value,
+                      float* target) {
+  memcpy(target, x, sizeof(float) * side.lanes);
+  for (int i = 0; i < side.config.outliers; ++i) target[outliers[i]] = value;
+}
+
+// Ranges of the groups of vector v, outliers left out: low and high [groups, V].
+void find_ranges(const Side& side, int v, CompressScratch& scratch) {
+  const float* x = scratch.x + v * side.lanes;
+  const float* for_low = x;
+  const float* for_high = x;
   float above[kMaxVectorLength];
   float below[kMaxVectorLength];
-  memcpy(above, x, sizeof(float) * side.lanes);
-  memcpy(below, x, sizeof(float) * side.lanes);
-  for (int i = 0; i < side.config.outliers; ++i) {
-    above[outliers[i]] = INFINITY;
-    below[outliers[i]] = -INFINITY;
+  if (side.config.outliers > 0) {
+    const uint8_t* outliers = scratch.outliers + v * side.config.outliers;
+    replace_outliers(side, x, outliers, INFINITY, above);
+    replace_outliers(side, x, outliers, -INFINITY, below);
+    for_low = above;
+    for_high = below;
   }
   for (int group = 0; group < side.at.groups; ++group) {
     const int start = group * side.config.group_size;
     const int left = side.lanes - start;
     const int count = left < side.config.group_size ? left : side.config.group_size;
-    low[group * side.vectors + vector] = row_min(above + start, count);
-    high[group * side.vectors + vector] = row_max(below + start, count);
+    scratch.low[group * side.vectors + v] = row_min(for_low + start, count);
+    scratch.high[group * side.vectors + v] = row_max(for_high + start, count);
   }
 }
 
@@ -241,10 +254,8 @@ void compress_side(const Side& side, const void* rows, DataType type, int32_t* p
   }
   load_vectors(side, rows, type, scratch);
   for (int v = 0; v < side.vectors; ++v) {
-    const float* x = scratch.x + v * side.lanes;
-    uint8_t* outliers = scratch.outliers + v * config.outliers;
-    find_outliers(x, side.lanes, config.outliers, outliers);
-    find_ranges(side, x, v, outliers, scratch.low, scratch.high);
+    if (config.outliers > 0) find_outliers(side, v, scratch);
+    find_ranges(side, v, scratch);
   }
   const float top_code = static_cast<float>((1 << side.bits) - 1);
   auto* encode = config.metadata_bits == 16 ? &encode_halves : &encode_two_level;

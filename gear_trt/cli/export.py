@@ -1,0 +1,207 @@
+"""`gear-export`: any decoder to an engine folder."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gear_trt.cli import _ui
+from gear_trt.errors import ExitStatus
+from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gear_trt.export import ExportReport
+
+SCHEMA = "gear.export/1"
+EXAMPLE_PROMPT = "Why is the sky blue?"
+MEGA = 1e6
+
+_COMPRESSION = "Compression: each flag replaces a field of the preset"
+_MODEL = "Model"
+_FIELDS = CompressionConfig.model_json_schema()["properties"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _field(name: str) -> Any:  # noqa: ANN401 - options have no type of their own
+    """Return the option of one field of the config, with the field's own description."""
+    field = _FIELDS[name]
+    values = field.get("enum") or [f"{field['minimum']} to {field['maximum']}"]
+    return typer.Option(
+        help=f"{field['description']} Values: {', '.join(map(str, values))}.",
+        rich_help_panel=_COMPRESSION,
+        show_default="preset",
+    )
+
+
+def _rotation(name: str) -> Any:  # noqa: ANN401 - as above
+    flag = name.replace("_", "-")
+    return typer.Option(
+        f"--{flag}/--no-{flag}",
+        help=_FIELDS[name]["description"].removeprefix("1: "),
+        rich_help_panel=_COMPRESSION,
+        show_default="preset",
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="An .onnx file with a KV cache, a Hugging Face folder, or a GGUF file.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Engine folder to write.", show_default=False),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(help=f"Named config: {', '.join(PRESETS)}.", rich_help_panel=_COMPRESSION),
+    ] = DEFAULT_PRESET,
+    key_bits: Annotated[int | None, _field("key_bits")] = None,
+    value_bits: Annotated[int | None, _field("value_bits")] = None,
+    group_size: Annotated[int | None, _field("group_size")] = None,
+    metadata_bits: Annotated[int | None, _field("metadata_bits")] = None,
+    rank: Annotated[int | None, _field("rank")] = None,
+    factor_bits: Annotated[int | None, _field("factor_bits")] = None,
+    power_iters: Annotated[int | None, _field("power_iters")] = None,
+    outliers: Annotated[int | None, _field("outliers")] = None,
+    chunk: Annotated[int | None, _field("chunk")] = None,
+    sinks: Annotated[int | None, _field("sinks")] = None,
+    rotate_keys: Annotated[bool | None, _rotation("rotate_keys")] = None,
+    rotate_values: Annotated[bool | None, _rotation("rotate_values")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the tokenizer.",
+            rich_help_panel=_MODEL,
+            show_default="beside the model",
+        ),
+    ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest sequence, in tokens.",
+            rich_help_panel=_MODEL,
+            show_default="the model's",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show which attention layers can be routed, and why not; write nothing.",
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an engine folder.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the log, and tracebacks of errors.")
+    ] = False,
+) -> None:
+    """Export a decoder to an engine whose KV cache is compressed."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("where to? Pass a folder, or --dry-run", param_hint="--output")
+    overrides = {
+        "key_bits": key_bits,
+        "value_bits": value_bits,
+        "group_size": group_size,
+        "metadata_bits": metadata_bits,
+        "rank": rank,
+        "factor_bits": factor_bits,
+        "power_iters": power_iters,
+        "outliers": outliers,
+        "chunk": chunk,
+        "sinks": sinks,
+        "rotate_keys": rotate_keys,
+        "rotate_values": rotate_values,
+    }
+
+    def action() -> None:
+        config = CompressionConfig.preset(
+            preset, **{name: int(value) for name, value in overrides.items() if value is not None}
+        )
+        from gear_trt.export import export_model, inspect_model
+
+        with _ui.progress() as progress:
+            if dry_run or output is None:
+                report = inspect_model(
+                    model, config=config, max_context=max_context, progress=progress
+                )
+            else:
+                report = export_model(
+                    model,
+                    output,
+                    config=config,
+                    max_context=max_context,
+                    tokenizer=tokenizer,
+                    force=force,
+                    progress=progress,
+                )
+        if json:
+            _ui.emit_json(SCHEMA, report)
+        elif report.output is None:
+            _print_sites(report)
+        else:
+            _print_engine(report, report.output)
+        if not report.routable:
+            raise typer.Exit(ExitStatus.UNSUPPORTED)
+
+    _ui.run(action, json=json, verbose=verbose)
+
+
+def _print_sites(report: ExportReport) -> None:
+    _ui.stdout.print(_site_table(report), highlight=False)
+    routed = sum(site.reason is None for site in report.sites)
+    _ui.stdout.print(f"{routed} of {len(report.sites)} attention layers can be routed")
+
+
+def _site_table(report: ExportReport) -> Table:
+    from rich.table import Table
+
+    table = Table("layer", "form", "heads", "KV heads", "head_dim", "window", "why not", box=None)
+    for site in report.sites:
+        if site.reason is None:
+            facts = (site.num_heads, site.num_kv_heads, site.head_dim, site.sliding_window or "all")
+            table.add_row(str(site.layer), site.form, *map(str, facts), "")
+        else:
+            reason = f"{site.reason} (node {site.node})"
+            table.add_row(str(site.layer), site.form, "", "", "", "", reason)
+    return table
+
+
+def _print_engine(report: ExportReport, output: str) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_row("engine", output)
+    table.add_row("layers", f"{len(report.sites)} routed ({report.sites[0].form})")
+    if report.cache is not None:
+        cost = report.cache
+        table.add_row(
+            "cache",
+            f"{cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} bytes per "
+            f"token, {cost.fp16_bytes_per_token / cost.bytes_per_token:.2f}x smaller than FP16",
+        )
+    if report.model is not None:
+        table.add_row("context", f"{report.model.max_context:,} tokens")
+    table.add_row("size", f"{sum(report.file_bytes.values()) / MEGA:,.1f} MB")
+    table.add_row("time", f"{sum(report.seconds.values()):.1f} s")
+    _ui.stdout.print(table, highlight=False)
+    if not report.has_tokenizer:
+        _ui.stderr.print(
+            "no tokenizer was found beside the model, so the engine takes token ids only; "
+            "pass --tokenizer DIR to add one",
+            soft_wrap=True,
+        )
+    quoted = shlex.quote(output)
+    typer.echo(f'next: gear generate {quoted} -p "{EXAMPLE_PROMPT}"')

@@ -1,0 +1,17 @@
+from collections.abc import Iterator
+
+import pytest
+
+from gear_trt import native
+
+
+@pytest.fixture(params=("scalar", "avx2", "avx512"))
+def instruction_set(request) -> Iterator[str]:
+    """Every kernel path in turn, as far as this machine can run it."""
+    available = native.build_info()["instruction_sets"]
+    if request.param not in available:
+        pytest.skip(f"this machine runs {', '.join(available)} only")
+    before = native.instruction_set()
+    native.use_instruction_set(request.param)
+    yield request.param
+    native.use_instruction_set(before)

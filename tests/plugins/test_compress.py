@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from gear_trt import native
+from gear_trt.spec import CompressionConfig
+from tests.cases import COMPRESSION_CASES, pages
+from tests.plugins.checks import Guarded, assert_pages_equal
+
+
+@pytest.mark.parametrize("case", COMPRESSION_CASES, ids=str)
+def test_pages_equal_the_reference(case, instruction_set):
+    for page in pages(case):
+        out = Guarded(np.full_like(page.words, -1))
+        native.compress_page(page.keys_CD, page.values_CD, case.config, out=out.array)
+        out.check()
+        assert_pages_equal(out.array, page.words, case.config, case.head_dim, page.kind)
+
+
+def test_the_table_has_a_thousand_pages():
+    assert sum(len(pages(case)) for case in COMPRESSION_CASES) >= 1000
+
+
+def test_factors_are_deterministic(instruction_set):
+    config = CompressionConfig(rank=8, outliers=4)
+    keys, values = np.random.default_rng(0).normal(size=(2, 64, 80)).astype(np.float16)
+    first = native.compress_page(keys, values, config)
+    native.compress_page(values, keys, config)
+    np.testing.assert_array_equal(first, native.compress_page(keys, values, config))
+
+
+@pytest.mark.parametrize("side", ["key", "value"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(side, value, instruction_set):
+    keys, values = np.zeros((2, 64, 64), np.float16)
+    (keys if side == "key" else values)[5, 63] = value
+    with pytest.raises(ValueError, match=f"{side} of token 5 is not finite"):
+        native.compress_page(keys, values, CompressionConfig())
+
+
+def test_a_config_that_no_kernel_has_is_refused():
+    config = CompressionConfig.model_construct(**{**CompressionConfig().model_dump(), "rank": 9})
+    rows = np.zeros((64, 64), np.float16)
+    with pytest.raises(ValueError, match=r"rank is 9, must be in 0\.\.8"):
+        native.compress_page(rows, rows, config)
+
+
+def test_shapes_are_checked():
+    rows = np.zeros((32, 64), np.float16)
+    with pytest.raises(ValueError, match=r"keys_CD has shape \(32, 64\), must be \(64, 64\)"):
+        native.compress_page(rows, rows, CompressionConfig())

@@ -1,0 +1,135 @@
+"""Calls that are refused: the text names what is wrong, and the cache stays as it was."""
+
+import numpy as np
+import pytest
+
+from gear_trt import native
+from gear_trt.spec import CompressionConfig
+from tests.cases import AttentionCase, attention_call
+from tests.plugins.test_attention import run
+
+CASE = AttentionCase("refused", past=(130, 60, 9), new=(2, 70, 3), kv_heads=2)
+
+
+def _set(name, index, value):
+    def change(inputs):
+        inputs[name][index] = value
+
+    return change
+
+
+REFUSALS = {
+    "key-nan": (_set("key_BSHD", (1, 7, 1, 3), np.nan),
+        "layer 7, KV head 1, token 67 of sequence 1: key has the value nan, which is not finite"),
+    "value-infinite": (_set("value_BSHD", (0, 1, 0, 63), -np.inf),
+        "layer 7, KV head 0, token 131 of sequence 0: value has the value -inf, "
+        "which is not finite"),
+    "key-beyond-half": (_set("key_BSHD", (2, 0, 1, 0), 65505.0),
+        "layer 7, KV head 1, token 9 of sequence 2: key has the value 65505.0*, "
+        "which is beyond FP16"),
+    "slot-too-large": (_set("slots", 1, 4), "slot 4 of sequence 1 is outside .* 4"),
+    "slot-negative": (_set("slots", 0, -1), "slot -1 of sequence 0 is outside .* 4"),
+    "page-read": (_set("page_table", (0, 0), 99), "page 99 of sequence 0 is outside the pool's"),
+    "page-written": (_set("page_table", (1, 0), -1), "page -1 of sequence 1 is outside the pool's"),
+    "past-negative": (_set("past_lengths", 2, -5), "past_lengths of sequence 2 is -5"),
+    "past-too-long": (_set("past_lengths", 0, 260),
+        "length 262 of sequence 0 needs 4 pages, page_table has 2"),
+    "new-too-long": (_set("new_lengths", 2, 71),
+        r"new_lengths of sequence 2 is 71, must be in 0\.\.70"),
+    "new-negative": (_set("new_lengths", 2, -1), "new_lengths of sequence 2 is -1"),
+    "slot-shared": (lambda inputs: inputs["slots"].fill(2), "slot 2 would be written twice"),
+    "page-shared": (lambda inputs: _share_a_page(inputs), "page 1 would be written twice"),
+}  # fmt: skip
+
+
+def _share_a_page(inputs):
+    inputs["past_lengths"][:] = (60, 60, 9)
+    inputs["new_lengths"][:] = (70, 70, 3)
+    inputs["page_table"][:2, 0] = 1
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused_before_anything_is_written(name, instruction_set):
+    change, message = REFUSALS[name]
+    call = attention_call(CASE)
+    inputs = {
+        field: array.copy()
+        for field, array in call.__dict__.items()
+        if isinstance(array, np.ndarray) and field != "output_BSND"
+    }
+    for side in ("key_BSHD", "value_BSHD"):
+        inputs[side][np.isnan(inputs[side])] = 0
+    change(inputs)
+    state = call.before.copy()
+    with pytest.raises(ValueError, match=message):
+        native.attention(
+            **inputs,
+            page_pool=state.page_pool,
+            residual_buffer=state.residual_buffer,
+            config=CASE.config,
+            scale=CASE.scale,
+            layer=7,
+        )
+    assert state.page_pool.tobytes() == call.before.page_pool.tobytes()
+    assert state.residual_buffer.tobytes() == call.before.residual_buffer.tobytes()
+
+
+def test_a_float32_cache_takes_what_half_cannot_hold(instruction_set):
+    case = AttentionCase("large", CompressionConfig.preset("exact"), past=(3,), new=(2,))
+    call = attention_call(case)
+    call.key_BSHD[0, 0, 0, 0] = 1e30
+    run(case, call, call.before.copy())
+
+
+def test_idle_rows_may_hold_anything(instruction_set):
+    call = attention_call(CASE)
+    call = type(call)(**{**call.__dict__, "new_lengths": np.array([2, 0, 0], np.int32)})
+    call.slots[1:], call.page_table[1:], call.past_lengths[1:] = -1, -7, 10**6
+    output = run(CASE, call, call.before.copy())
+    assert output[0, :2].any()
+    assert not output[1:].any()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ({"scale": np.nan}, "scale is not finite"),
+        ({"softcap": -1.0}, "softcap must be finite and not negative"),
+        ({"sliding_window": -1}, "sliding_window is -1"),
+    ],
+)
+def test_attributes_are_checked(attribute, message):
+    case = AttentionCase("attributes", past=(3,))
+    call = attention_call(case)
+    options = {"scale": 1.0, **attribute}
+    with pytest.raises(ValueError, match=message):
+        native.attention(
+            call.query_BSND, call.key_BSHD, call.value_BSHD,
+            page_pool=call.before.page_pool, residual_buffer=call.before.residual_buffer,
+            page_table=call.page_table, slots=call.slots, past_lengths=call.past_lengths,
+            new_lengths=call.new_lengths, config=case.config, **options,
+        )  # fmt: skip
+
+
+def test_heads_must_divide():
+    case = AttentionCase("heads", past=(3,), kv_heads=2)
+    call = attention_call(case)
+    odd = np.zeros((1, 1, 3, 64), np.float32)
+    with pytest.raises(ValueError, match="num_heads is 3, must be a multiple of num_kv_heads 2"):
+        run(case, type(call)(**{**call.__dict__, "query_BSND": odd}), call.before.copy())
+
+
+def test_arrays_of_another_shape_are_refused():
+    case = AttentionCase("shapes", past=(3,))
+    call = attention_call(case)
+    for change, message in (
+        ({"slots": np.zeros(2, np.int32)}, "slots has shape"),
+        ({"key_BSHD": call.key_BSHD[..., :32]}, "key_BSHD has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(case, type(call)(**{**call.__dict__, **change}), call.before.copy())
+    state = call.before.copy()
+    with pytest.raises(ValueError, match="page_pool is"):
+        run(case, call, type(state)(state.page_pool[..., :-1], state.residual_buffer))
+    with pytest.raises(ValueError, match="residual_buffer is"):
+        run(case, call, type(state)(state.page_pool, state.residual_buffer.astype(np.float32)))
