@@ -26,11 +26,11 @@ class AttentionNode {
                 DataType buffer_type)
       : api_(api), data_type_(data_type), buffer_type_(buffer_type) {
     const Attributes reader(api, info);
+    check_layout(reader.text("layout_hash"));  // first: another layout may have other attributes
     for_each_attribute(attributes_, [&](const char* name, auto& member, bool is_required) {
       reader.read(name, member, is_required);
     });
     name_ = std::string(gear_attention::kName) + " layer " + std::to_string(attributes_.layer);
-    check_layout(reader.text("layout_hash"));
     fail_on(name_, check_attributes(attributes_));
     check_buffer_type();
   }
@@ -81,9 +81,10 @@ class AttentionNode {
     return static_cast<const int32_t*>(tensors.input(index, name, shape));
   }
 
-  void check_layout(const std::string& exported_for) const {
+  static void check_layout(const std::string& exported_for) {
     if (exported_for == kLayoutHash) return;
-    throw std::runtime_error(name_ + ": the graph was exported for page layout " + exported_for +
+    throw std::runtime_error(std::string(gear_attention::kName) +
+                             ": the graph was exported for page layout " + exported_for +
                              ", this library has " + kLayoutHash +
                              "; export the model again with gear-export");
   }

@@ -118,6 +118,12 @@ def test_seed_makes_draws_repeatable():
     assert draws(None) != draws(None)
 
 
+def test_forbidden_tokens_are_never_chosen():
+    logits = np.where(np.arange(50) == 7, LOGITS, -np.inf).astype(np.float32)
+    for options in ({}, {"temperature": 2.0, "top_p": 0.9}):
+        assert Sampler(GenerationOptions.checked(options)).choose(logits, [1]) == 7
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_must_be_finite(value):
     logits = LOGITS.copy()

@@ -1,0 +1,1 @@
+"""One file per engine that a routed model is written for."""
