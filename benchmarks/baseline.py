@@ -69,11 +69,10 @@ def _group_query_attention(node: onnx.NodeProto) -> onnx.NodeProto:
 
 def _replace_state(graph_proto: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Swap the compressed state's inputs and outputs for FP32 caches and their lengths."""
-    gone = (graph.PAGE_TABLE, graph.SLOTS, graph.NEW_LENGTHS, "page_pool", "residual_buffer")
-    used = {name for node in graph_proto.node for name in node.input}
-    inputs = [item for item in graph_proto.input if not item.name.startswith(gone)]
-    inputs = [item for item in inputs if item.name in used]
-    outputs = [item for item in graph_proto.output if not item.name.startswith(gone)]
+    read = {name for node in graph_proto.node for name in node.input}
+    written = {name for node in graph_proto.node for name in node.output}
+    inputs = [item for item in graph_proto.input if item.name in read]
+    outputs = [item for item in graph_proto.output if item.name in written]
     inputs += [
         helper.make_tensor_value_info("seqlens_k", TensorProto.INT32, ["batch"]),
         helper.make_tensor_value_info("total_sequence_length", TensorProto.INT32, []),
@@ -136,6 +135,7 @@ class Fp32Engine:
         feeds = {
             graph.INPUT_IDS: tokens[None],
             graph.PAST_LENGTHS: np.array([self.length], np.int32),
+            graph.NEW_LENGTHS: np.array([len(tokens)], np.int32),
             "seqlens_k": np.array([total - 1], np.int32),
             "total_sequence_length": np.array(total, np.int32),
         }

@@ -53,7 +53,7 @@ def measure(cache: str) -> dict[str, float]:
     """Run `benchmarks.decode` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.decode", str(ENGINE), "--cache", cache]
     command += ["--context", str(CONTEXT), "--tokens", str(DECODED)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
     row: dict[str, float] = json.loads(result.stdout)
     return row
 

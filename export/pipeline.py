@@ -26,7 +26,7 @@ from gear_trt.export.source.source import Progress, Source, open_source
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.manifest import ModelFacts
-from gear_trt.spec import CompressionConfig, graph
+from gear_trt.spec import CompressionConfig
 
 UNKNOWN_CONTEXT = 4096
 """Tokens up to which masks are looked at where nothing says how long the context is."""
@@ -75,10 +75,11 @@ def export_model(
         progress("looking for attention layers")
         found = _find(opened, max_context)
     sites = _require_routable(found)
-    facts = _model_facts(opened, sites, max_context)
+    context = _max_context(opened.facts, sites, max_context)
     with clock.stage("route"):
         progress(f"routing {len(sites)} attention layers")
         _rewrite(opened.model, sites, config)
+    facts = _model_facts(opened, context)
     versions = package_versions()
     with staged_folder(output, force=force) as folder:
         progress(f"writing {output}")
@@ -186,29 +187,28 @@ def _rewrite(model: ir.Model, sites: Sequence[KvSite], config: CompressionConfig
     verify(model, len(states))
 
 
-def _model_facts(source: Source, sites: Sequence[KvSite], max_context: int | None) -> ModelFacts:
-    facts = source.facts
+def _model_facts(routed: Source, max_context: int) -> ModelFacts:
+    facts = routed.facts
     eos = facts.eos_token_ids
     pad = facts.pad_token_id if facts.pad_token_id is not None else eos[0] if eos else 0
     return ModelFacts(
         source=facts.name,
         architecture=facts.architecture,
-        vocab_size=_vocab_size(source.model.graph, facts),
-        max_context=_max_context(facts, sites, max_context),
+        vocab_size=_vocab_size(routed),
+        max_context=max_context,
         eos_token_ids=eos,
         pad_token_id=pad,
     )
 
 
-def _vocab_size(main: ir.Graph, facts: SourceFacts) -> int:
-    for value in main.outputs:
-        if value.name == graph.LOGITS and value.shape is not None:
-            size = value.shape[-1]
-            if isinstance(size, int):
-                return size
-    if facts.vocab_size is None:
+def _vocab_size(routed: Source) -> int:
+    """The width of the logits, which are the first output of every routed graph."""
+    shape = routed.model.graph.outputs[0].shape
+    width = shape[-1] if shape is not None else None
+    vocab_size = width if isinstance(width, int) else routed.facts.vocab_size
+    if vocab_size is None:
         raise _unknown("the size of the vocabulary", "put the model's config.json beside it")
-    return facts.vocab_size
+    return vocab_size
 
 
 def _max_context(facts: SourceFacts, sites: Sequence[KvSite], max_context: int | None) -> int:

@@ -97,6 +97,11 @@ class GearCache:
         tokens = int(self.lengths.sum())
         return self.nbytes / tokens if tokens else 0.0
 
+    def tokens_held(self, sequence: int = 0) -> list[int]:
+        """Return the tokens of one sequence."""
+        held: list[int] = self.token_ids[sequence, : self.lengths[sequence]].tolist()
+        return held
+
     def reset(self) -> None:
         """Forget all tokens."""
         self.lengths[:] = 0

@@ -182,7 +182,8 @@ class Engine:
                 f"text is generated for one sequence, this engine has batch={self.cache.batch}",
                 hint="use step(), or a sibling() with batch=1",
             )
-        prompt_ids = encode_prompt(self.tokenizer, prompt, chat=chat)
+        held = self.cache.tokens_held() if reuse_cache else []
+        prompt_ids = encode_prompt(self.tokenizer, prompt, chat=chat, held=held)
         self._check_room(0, len(prompt_ids))
         generation = Generation(self, prompt_ids, checked, cancel=cancel)
         return generation.chunks(reuse_cache=reuse_cache)

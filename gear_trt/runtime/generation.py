@@ -134,14 +134,12 @@ class Generation:
 
     def _prepare_cache(self, reuse_cache: bool) -> None:
         cache = self._engine.cache
-        held = cache.token_ids[0, : cache.lengths[0]].tolist()
-        if reuse_cache and len(held) < self._prompt_tokens and self._starts_with(held):
+        held = cache.tokens_held()
+        starts_with_held = self._token_ids[: len(held)] == held
+        if reuse_cache and starts_with_held and len(held) < self._prompt_tokens:
             self._held_tokens = len(held)
         else:
             cache.reset()
-
-    def _starts_with(self, held: list[int]) -> bool:
-        return self._token_ids[: len(held)] == held
 
     def _prefill(self) -> FloatArray | None:
         logits_V = None

@@ -45,7 +45,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, *, chat: bool
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    *,
+    chat: bool,
+    held: Sequence[int] = (),
 ) -> list[int]:
     """Return the token ids of a prompt.
 
@@ -53,27 +57,32 @@ def encode_prompt(
         tokenizer: The engine's tokenizer.
         prompt: Text, or the messages of a conversation.
         chat: Wrap text as a user's message where the tokenizer has a chat template.
+        held: Tokens to go on from where the prompt starts with their text. A model writes its
+            answers in other tokens than the tokenizer would, so only their text can be compared.
 
     Raises:
         GearError: `EMPTY_PROMPT`; `BAD_REQUEST` for messages that the template refuses.
     """
-    if isinstance(prompt, str) and not (chat and tokenizer.chat_template):
-        token_ids = tokenizer(prompt).input_ids if prompt else []
-    else:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        token_ids = _encode_messages(tokenizer, messages)
-    if not token_ids:
+    is_plain = isinstance(prompt, str) and not (chat and tokenizer.chat_template)
+    text = prompt if isinstance(prompt, str) and is_plain else _render(tokenizer, prompt)
+    if not text:
         raise GearError(
             ErrorCode.EMPTY_PROMPT,
             "the prompt is empty",
             hint="pass some text, for instance `-p 'Hello'`",
         )
-    return list(token_ids)
+    held_text = str(tokenizer.decode(list(held), clean_up_tokenization_spaces=False))
+    if held_text and text.startswith(held_text):
+        rest = text.removeprefix(held_text)
+        return [*held, *tokenizer(rest, add_special_tokens=False).input_ids]
+    return list(tokenizer(text, add_special_tokens=is_plain).input_ids)
 
 
-def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+def _render(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> str:
+    """Return the text that the chat template makes of a prompt; empty for an empty one."""
     from jinja2 import TemplateError
 
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if tokenizer.chat_template is None:
         raise GearError(
             ErrorCode.BAD_REQUEST,
@@ -81,7 +90,7 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> 
             hint="pass the prompt as one string",
         )
     if not any(message.get("content") for message in messages):
-        return []
+        return ""
     try:
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
@@ -92,7 +101,7 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> 
             f"the chat template refuses the messages: {error}",
             hint="give every message a role and a content, in the order the model expects",
         ) from None
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return str(text)
 
 
 class TextStream:

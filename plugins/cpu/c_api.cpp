@@ -1,6 +1,7 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,7 +46,11 @@ void run_on_threads(void* host, int count, void (*body)(void*, int), void* conte
     for (int index = next++; index < count; index = next++) body(context, index);
   };
   std::vector<std::thread> helpers;
-  for (int i = 1; i < num_threads && i < count; ++i) helpers.emplace_back(work);
+  try {
+    for (int i = 1; i < num_threads && i < count; ++i) helpers.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that there are do the work.
+  }
   work();
   for (std::thread& helper : helpers) helper.join();
 }

@@ -38,11 +38,10 @@ def llama(**changes):
 
 def save_tokenizer(folder):
     words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"t{n}": n for n in range(3, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer = Tokenizer(models.WordLevel(words, "<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def save_checkpoint(network, folder):

@@ -142,9 +142,7 @@ def test_sequences_of_unequal_length_do_not_touch_each_other(
 
 
 @every_form
-def test_a_full_sequence_may_share_a_batch_with_a_long_prompt(
-    engines, needs_library, tokens, form
-):
+def test_a_full_sequence_may_share_a_batch_with_a_long_prompt(engines, needs_library, tokens, form):
     context = decoders.CONTEXT
     with gear_trt.load(engines(form), batch=2, threads=1) as engine:
         engine.step([list(range(3, 100)) * 2 + list(range(3, 3 + context - 1 - 194)), []])

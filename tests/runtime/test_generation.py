@@ -8,7 +8,7 @@ import pytest
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime import generation
-from tests.runtime.folders import END, MAX_CONTEXT, scripted_engine
+from tests.runtime.folders import END, MAX_CONTEXT, byte_tokenizer, scripted_engine
 
 PROMPT = "Say it:"
 
@@ -177,6 +177,29 @@ def test_reused_cache_skips_what_it_holds(scripted):
     assert text_of(chunks) == "lo"
     assert engine._graph.runs - runs == 3
     assert chunks[0].prompt_tokens == len(PROMPT) + 3
+
+
+def test_conversation_goes_on_in_the_tokens_that_were_generated(toy_folder):
+    """The tokenizer would write the same answer in other tokens."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["ab"])
+    engine = scripted_engine(toy_folder, "ab", prompt="<|user|>Hi<|assistant|>")
+    engine._model.tokenizer = tokenizer
+    question = [{"role": "user", "content": "Hi"}]
+    answer = engine.generate(question, max_new_tokens=3)
+    assert answer.text == "ab"
+    assert tokenizer("ab").input_ids != list(answer.token_ids[:2])
+    held = engine.cache.tokens_held()
+    follow_up = [
+        *question,
+        {"role": "assistant", "content": "ab"},
+        {"role": "user", "content": "Why?"},
+    ]
+    runs = engine._graph.runs
+    again = engine.generate(follow_up, reuse_cache=True, max_new_tokens=1)
+    assert engine.cache.tokens_held()[: len(held)] == held
+    assert engine._graph.runs == runs + 1
+    assert again.prompt_tokens == len(held) + len(["<|user|>", *"Why?", "<|assistant|>"])
 
 
 @pytest.mark.parametrize("prompt", ["Say other things", PROMPT, "S"])

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from gear_trt.export.passes.forms.cache import find_append
 from gear_trt.export.passes.forms.trial import (
+    GENTLE,
     SATURATING,
     Operands,
     Trial,
@@ -142,10 +143,10 @@ def _sliding_window(
 def _measure_scores(trial: Trial, scores: ir.Value, sliding_window: int) -> tuple[float, float]:
     """Return scale and softcap: what turns q·k into the scores that the softmax reads."""
     seen = np.broadcast_to(visible(trial.lengths, sliding_window), trial.products().shape)
-    products = trial.products()[seen]
-    (actual,), (saturated,) = trial.run([scores]), trial.run([scores], query_factor=SATURATING)
-    cap = float(np.abs(saturated[seen]).max())
-    is_linear = cap > 0.5 * SATURATING * float(np.abs(actual[seen]).max())
-    softcap = 0.0 if is_linear else cap
-    linear = actual[seen] if is_linear else cap * np.arctanh(actual[seen] / cap)
-    return float(linear @ products / (products @ products)), softcap
+    (saturated,) = trial.run([scores], query_factor=SATURATING)
+    (gentle,) = trial.run([scores], query_factor=GENTLE)
+    cap, largest = (float(np.abs(array[seen]).max()) for array in (saturated, gentle))
+    is_linear = cap > 0.5 * largest * SATURATING / GENTLE
+    linear = gentle[seen] if is_linear else cap * np.arctanh(gentle[seen] / cap)
+    products = GENTLE * trial.products()[seen]
+    return float(linear @ products / (products @ products)), 0.0 if is_linear else cap

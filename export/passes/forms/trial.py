@@ -23,7 +23,9 @@ HIDDEN_SCORE = -5e3
 LONGEST_TRIAL = 1 << 17
 """Tokens up to which a mask is looked at for a sliding window."""
 SATURATING = 1e3
-"""Factor that drives a soft-capped score to its cap."""
+"""Factor on the queries that drives a soft-capped score to its cap."""
+GENTLE = 1 / 16
+"""Factor on the queries that keeps a soft cap from bending the scores much."""
 TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2}
 
 _SMALL = (3, 5)  # S, P

@@ -118,10 +118,8 @@ class Attention {
                  : static_cast<int64_t>(buffer_row(config_, positions_[t])) * head_dim;
       const void* keys = is_new ? sequence_.keys : sequence_.buffer_keys;
       const void* values = is_new ? sequence_.values : sequence_.buffer_values;
-      for (int d = 0; d < head_dim; d += kWidth) {
-        store(key + d, load_any(keys, type, offset + d));
-        store(value + d, load_any(values, type, offset + d));
-      }
+      convert(element_at(keys, type, offset), type, key, DataType::kFloat32, head_dim);
+      convert(element_at(values, type, offset), type, value, DataType::kFloat32, head_dim);
     }
     memset(scratch_.rows + count * head_dim, 0, sizeof(float) * (width - count) * head_dim);
     transpose_matrix({scratch_.rows, head_dim}, {scratch_.keys, config_.chunk}, width, head_dim);

@@ -17,9 +17,12 @@ namespace {
 
 // First position of `value` in x; there is one.
 int find(const float* x, int length, float value) {
-  int position = 0;
-  while (position < length - 1 && x[position] != value) ++position;
-  return position;
+  Floats first = broadcast(INFINITY);
+  for (int i = 0; i < length; i += kWidth) {
+    const Ints is_equal = load_floats(x + i) == value;
+    first = minimum(first, is_equal ? to_floats(iota() + i) : broadcast(INFINITY));
+  }
+  return static_cast<int>(reduce_min(first));
 }
 
 float row_max(const float* x, int length) {
@@ -248,8 +251,7 @@ void compress_side(const Side& side, const void* rows, DataType type, int32_t* p
                    CompressScratch& scratch) {
   const PageConfig& config = side.config;
   if (!side.at.quantized) {
-    const size_t element_bytes = type == DataType::kFloat32 ? 4 : 2;
-    memcpy(page + side.at.exact, rows, element_bytes * config.chunk * config.head_dim);
+    memcpy(page + side.at.exact, rows, element_size(type) * config.chunk * config.head_dim);
     return;
   }
   load_vectors(side, rows, type, scratch);

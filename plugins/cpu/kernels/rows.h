@@ -8,24 +8,34 @@
 
 namespace gear::cpu::GEAR_ISA {
 
-static inline Floats load_any(const void* source, DataType type, int64_t index) {
-  return type == DataType::kFloat32 ? load_floats(static_cast<const float*>(source) + index)
-                                    : load_halves(static_cast<const uint16_t*>(source) + index);
+static inline int element_size(DataType type) { return type == DataType::kFloat32 ? 4 : 2; }
+
+static inline const void* element_at(const void* base, DataType type, int64_t index) {
+  return static_cast<const char*>(base) + index * element_size(type);
 }
 
-static inline void store_any(void* target, DataType type, int64_t index, Floats x) {
-  if (type == DataType::kFloat32) {
-    store(static_cast<float*>(target) + index, x);
-  } else {
-    store(static_cast<uint16_t*>(target) + index, to_halves(x));
-  }
+static inline void* element_at(void* base, DataType type, int64_t index) {
+  return static_cast<char*>(base) + index * element_size(type);
+}
+
+static inline Floats load_any(const void* source, DataType type, int64_t index) {
+  const void* element = element_at(source, type, index);
+  return type == DataType::kFloat32 ? load<Floats>(element) : load_halves(element);
 }
 
 // `count` is a multiple of 16; FP16 saturates.
 static inline void convert(const void* source, DataType source_type, void* target,
                            DataType target_type, int count) {
-  for (int i = 0; i < count; i += kWidth) {
-    store_any(target, target_type, i, load_any(source, source_type, i));
+  if (source_type == target_type) {
+    memcpy(target, source, count * element_size(source_type));
+  } else if (source_type == DataType::kFloat32) {
+    const auto* floats = static_cast<const float*>(source);
+    auto* halves = static_cast<uint16_t*>(target);
+    for (int i = 0; i < count; i += kWidth) store(halves + i, to_halves(load_floats(floats + i)));
+  } else {
+    const auto* halves = static_cast<const uint16_t*>(source);
+    auto* floats = static_cast<float*>(target);
+    for (int i = 0; i < count; i += kWidth) store(floats + i, load_halves(halves + i));
   }
 }
 
@@ -36,10 +46,8 @@ static inline int64_t row_offset(const Sequence& sequence, int row) {
 }
 
 static inline void store_row(const Sequence& sequence, int row, const float* source) {
-  const int64_t offset = row_offset(sequence, row);
-  for (int d = 0; d < sequence.shape->config.head_dim; d += kWidth) {
-    store_any(sequence.output, sequence.data_type, offset + d, load_floats(source + d));
-  }
+  void* target = element_at(sequence.output, sequence.data_type, row_offset(sequence, row));
+  convert(source, DataType::kFloat32, target, sequence.data_type, sequence.shape->config.head_dim);
 }
 
 // target[column][row] = source[row][column]; both counts are multiples of 16.
