@@ -110,6 +110,7 @@ class Fp32Engine:
             write_baseline(engine)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as the engine
         self._session = ort.InferenceSession(
             os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
@@ -124,9 +125,7 @@ class Fp32Engine:
                 self._binding.bind_ortvalue_input(f"past_{side}.{index}", state)
                 self._binding.bind_ortvalue_output(f"present_{side}.{index}", state)
                 self._states.append(state)
-        self.bytes_per_token = sum(
-            2 * 4 * layer.num_kv_heads * layer.head_dim for layer in manifest.layers
-        )
+        self.cache_bytes = sum(state.numpy().nbytes for state in self._states)
         self.length = 0
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +21,34 @@ from numpy.typing import NDArray
 
 import gear_trt
 from benchmarks.baseline import Fp32Engine
-from gear_trt.runtime.footprint import page_bytes_per_token
 
 SLICE = 128
 """Prompt tokens per prefill call: bounds the memory of their logits."""
 
 
-def gear_stepper(engine: Path, capacity: int, threads: int) -> tuple[Callable[..., object], float]:
-    """Return a step function over the compressed cache, and its bytes per compressed token."""
+@dataclass(frozen=True)
+class Decoder:
+    """One way to decode.
+
+    Attributes:
+        step: Takes [S] tokens.
+        cache_bytes: Returns the bytes that the cache takes now.
+    """
+
+    step: Callable[[NDArray[np.int64]], object]
+    cache_bytes: Callable[[], int]
+
+
+def gear_decoder(engine: Path, capacity: int, threads: int) -> Decoder:
+    """Decode over the compressed cache."""
     llm = gear_trt.load(engine, max_tokens=capacity, threads=threads)
-    return lambda tokens: llm.step(tokens[None]), page_bytes_per_token(llm.manifest.layers)
+    return Decoder(lambda tokens: llm.step(tokens[None]), lambda: llm.cache.nbytes)
 
 
-def fp32_stepper(engine: Path, capacity: int, threads: int) -> tuple[Callable[..., object], float]:
-    """Return a step function over ONNX Runtime's FP32 cache, and its bytes per token."""
+def fp32_decoder(engine: Path, capacity: int, threads: int) -> Decoder:
+    """Decode over ONNX Runtime's FP32 cache."""
     llm = Fp32Engine(engine, capacity=capacity, threads=threads)
-    return llm.step, llm.bytes_per_token
+    return Decoder(llm.step, lambda: llm.cache_bytes)
 
 
 def measure(
@@ -59,6 +71,12 @@ def measure(
     }
 
 
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process; ru_maxrss would count its parent's, before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,17 +86,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    make = gear_stepper if arguments.cache == "gear" else fp32_stepper
-    step, bytes_per_token = make(
-        arguments.engine, arguments.context + arguments.tokens, arguments.threads
-    )
+    make = gear_decoder if arguments.cache == "gear" else fp32_decoder
+    capacity = arguments.context + arguments.tokens
+    decoder = make(arguments.engine, capacity, arguments.threads)
     row = {
         "cache": arguments.cache,
         "context": arguments.context,
         "threads": arguments.threads,
-        **measure(step, arguments.context, arguments.tokens),
-        "cache_bytes_per_token": bytes_per_token,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **measure(decoder.step, arguments.context, arguments.tokens),
+        "cache_bytes": decoder.cache_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
     json.dump(row, sys.stdout)
 

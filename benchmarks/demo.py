@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gear_trt
-from gear_trt.runtime.footprint import fp16_bytes_per_token
+from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
 from gear_trt.runtime.manifest import MANIFEST_FILE, Manifest
 from gear_trt.spec import CompressionConfig
 
@@ -61,20 +61,18 @@ def measure(cache: str) -> dict[str, float]:
 def summary(gear: dict[str, float], fp32: dict[str, float]) -> Table:
     """Return the closing table."""
     layers = Manifest.read(ENGINE).layers
-    fp16 = fp16_bytes_per_token(layers)
-    table = Table("", "GEAR k4v4", "ONNX Runtime FP32 cache", title=f"{CONTEXT} tokens of context")
-    table.add_row("KV bytes per token", f"{gear['cache_bytes_per_token']:,.0f}", f"{2 * fp16:,.0f}")
-    table.add_row(
-        "compression against FP16", f"{fp16 / gear['cache_bytes_per_token']:.2f}x", "0.50x"
-    )
-    for label, key in (
-        ("prefill, tokens/s", "prefill_tokens_per_second"),
-        ("decode, tokens/s", "decode_tokens_per_second"),
+    tokens = CONTEXT + DECODED
+    fp16, page = fp16_bytes_per_token(layers), page_bytes_per_token(layers)
+    table = Table("", "GEAR k4v4", "ORT FP32 cache", title=f"{tokens} tokens, one thread")
+    table.add_row("KV bytes per token", f"{page:,.0f}", f"{2 * fp16:,.0f}")
+    table.add_row("against FP16's " + f"{fp16:,}", f"{fp16 / page:.2f}x smaller", "2.00x larger")
+    for label, key, unit in (
+        ("cache allocated, buffers included, MB", "cache_bytes", 1e6),
+        ("prefill, tokens/s", "prefill_tokens_per_second", 1),
+        ("decode, tokens/s", "decode_tokens_per_second", 1),
+        ("peak memory of the process, MB", "peak_memory_bytes", 1e6),
     ):
-        table.add_row(label, f"{gear[key]:.1f}", f"{fp32[key]:.1f}")
-    table.add_row(
-        "peak memory, MB", *(f"{row['peak_memory_bytes'] / 1e6:,.0f}" for row in (gear, fp32))
-    )
+        table.add_row(label, f"{gear[key] / unit:,.1f}", f"{fp32[key] / unit:,.1f}")
     return table
 
 

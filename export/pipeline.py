@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
+
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build.folder import check_output, staged_folder
 from gear_trt.export.build.onnxruntime import file_sizes, manifest_of, write_engine
 from gear_trt.export.passes.attach import attach, token_input
@@ -23,8 +25,6 @@ from gear_trt.export.report import CacheCost, ExportReport, describe, package_ve
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
 from gear_trt.export.source.facts import SourceFacts
 from gear_trt.export.source.source import Progress, Source, open_source
-
-from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.manifest import ModelFacts
 from gear_trt.spec import CompressionConfig
 

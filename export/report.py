@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
-from gear_trt.export.passes.sites import KvSite, NearMiss
-from gear_trt.export.source.companions import TOKENIZER_FILE
 from pydantic import BaseModel, ConfigDict
 
+from gear_trt.export.passes.sites import KvSite, NearMiss
+from gear_trt.export.source.companions import TOKENIZER_FILE
 from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
 from gear_trt.runtime.manifest import LayerFacts, ModelFacts
 from gear_trt.spec import CompressionConfig, bits_per_element

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.sites import KvSite
 from gear_trt.export.passes.verify import check_file
-
 from gear_trt.runtime.manifest import MODEL_FILE, LayerFacts, Manifest, ModelFacts
 from gear_trt.spec import CompressionConfig, layout_hash
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from gear_trt.export.passes.detach import detach_caches, detach_position_ids
-from gear_trt.export.passes.interface import LayerState, SharedInputs
-from gear_trt.export.passes.positions import Positions
 from onnx_ir.passes import common
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.passes.detach import detach_caches, detach_position_ids
+from gear_trt.export.passes.interface import LayerState, SharedInputs
+from gear_trt.export.passes.positions import Positions
 from gear_trt.spec import DOMAIN, graph, layout_hash
 from gear_trt.spec.ops import LAYOUT_HASH_KEY, OPSET_VERSION
 

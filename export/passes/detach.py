@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
+
 from gear_trt.export.passes.nodes import integers
 from gear_trt.export.passes.positions import Positions
 from gear_trt.export.passes.probe import Array, Lengths, evaluate, feed_graph_inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.forms import decomposed, group_query, standard, symbolic
 from gear_trt.export.passes.sites import (
     SYMBOLIC_OP,
@@ -12,7 +13,6 @@ from gear_trt.export.passes.sites import (
     NearMiss,
     SearchContext,
 )
-
 from gear_trt.spec import DOMAIN
 
 _FORMS: dict[tuple[str, str], tuple[str, Matcher]] = {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-from gear_trt.export.passes.sites import AttentionFacts
 
+from gear_trt.export.passes.sites import AttentionFacts
 from gear_trt.spec import CompressionConfig, graph, page_layout
 
 _BUFFER_TYPES = {"float16": ir.DataType.FLOAT16, "float32": ir.DataType.FLOAT}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.interface import SharedInputs
 from gear_trt.export.passes.nodes import integers
 

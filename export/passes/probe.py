@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from gear_trt.export.passes.sites import MismatchError, present
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+
+from gear_trt.export.passes.sites import MismatchError, present
 
 Array = NDArray[Any]
 Feeds = Mapping[ir.Value, Array]

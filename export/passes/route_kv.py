@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.interface import LayerState, SharedInputs, layer_state
 from gear_trt.export.passes.nodes import HEADS_LAST, integers, typed
 from gear_trt.export.passes.positions import Positions
 from gear_trt.export.passes.sites import AttentionFacts, KvSite, Rotary
-
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, CompressionConfig, layout_hash
 
 MICROSOFT_DOMAIN = "com.microsoft"

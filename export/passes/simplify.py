@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
-from gear_trt.export.passes.nodes import HEADS_LAST
 from onnx_ir.passes import common
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleSet
 from onnxscript.rewriter.rules.common import no_op_transpose_rule, transpose_transpose_rule
+
+from gear_trt.export.passes.nodes import HEADS_LAST
 
 Builder = Any
 """onnxscript's builders have every ONNX op as an attribute, which no type says."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from gear_trt.export.passes.sites import SYMBOLIC_OP
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.passes.sites import SYMBOLIC_OP
 from gear_trt.spec import GEAR_ATTENTION, graph, layout_hash
 from gear_trt.spec.ops import LAYOUT_HASH_KEY
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.source import torch_export
 from gear_trt.export.source.companions import (
     TOKENIZER_FILE,
@@ -18,8 +19,6 @@ from gear_trt.export.source.companions import (
 )
 from gear_trt.export.source.facts import facts_of
 from gear_trt.export.source.source import Progress, Source
-
-from gear_trt.errors import ErrorCode, GearError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
-from gear_trt.export.source.companions import copy_generation_config, copy_tokenizer
-from gear_trt.export.source.facts import read_facts
-from gear_trt.export.source.source import Progress, Source
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.source.companions import copy_generation_config, copy_tokenizer
+from gear_trt.export.source.facts import read_facts
+from gear_trt.export.source.source import Progress, Source
 
 
 def open_onnx(path: Path, progress: Progress) -> Source:

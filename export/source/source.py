@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from gear_trt.export.source.facts import SourceFacts
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.source.facts import SourceFacts
 
 Progress = Callable[[str], None]
 """Told what a long step is about to do."""

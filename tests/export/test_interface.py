@@ -3,10 +3,10 @@
 import numpy as np
 import onnx
 import pytest
-from gear_trt.export import export_model
 
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export import export_model
 from gear_trt.runtime.manifest import MODEL_FILE
 from tests.export import text_graphs as text
 from tests.export.conftest import EXACT

@@ -1,15 +1,14 @@
 """Damaged, incomplete and unknown models: an error with a cause, and no folder."""
 
 import json
-import os
 
 import numpy as np
 import onnx
 import pytest
-from gear_trt.export import export_model
 from onnx import numpy_helper
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export import export_model
 from tests.export import text_graphs as text
 from tests.export.conftest import EXACT
 
@@ -26,11 +25,11 @@ def path(tmp_path):
 
 def refused(path, **options):
     """Export, expect an error, and check that nothing was left."""
-    before = sorted(os.listdir(path.parent))
+    before = sorted(path.parent.iterdir())
     with pytest.raises(GearError) as caught:
         options = {"max_context": text.CONTEXT, **options}
         export_model(path, path.parent / "engine", config=EXACT, **options)
-    assert sorted(os.listdir(path.parent)) == before
+    assert sorted(path.parent.iterdir()) == before
     return caught.value
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
+import gear_trt
 from gear_trt.export import export_model
 from gear_trt.export.passes.find_kv import find_kv
 from gear_trt.export.passes.normalize import normalize
 from gear_trt.export.passes.sites import KvSite, NearMiss, SearchContext
-
-import gear_trt
 from tests.export import text_graphs as text
 from tests.export.conftest import EXACT
 

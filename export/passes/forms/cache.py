@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.sites import MismatchError, present
 
 SEQUENCE_AXIS = 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from gear_trt.export.passes.forms.cache import find_append
 from gear_trt.export.passes.forms.trial import (
     GENTLE,

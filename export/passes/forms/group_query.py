@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.forms.cache import append_of_op
 from gear_trt.export.passes.sites import (
     AttentionFacts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+
 from gear_trt.export.passes.forms.cache import Append, append_of_op, find_append
 from gear_trt.export.passes.forms.trial import (
     Operands,

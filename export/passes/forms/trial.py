@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
 from gear_trt.export.passes.forms.cache import Append
 from gear_trt.export.passes.probe import (
     Array,
