@@ -3,7 +3,7 @@
 Teacher-forced: every engine reads the same text, one token a call, so that each token meets the
 cache as a decoder would. The yardstick is the `exact` engine (FP32 cache) on the same tokens.
 
-    python -m benchmarks.quality MODEL --text FILE [--tokens 2048] [--presets k4v4 k3v2]
+    python -m benchmarks.quality ENGINE --text FILE [--tokens 2305] [--presets k4v4 k3v2]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.table import Table
 
 import gear_trt
 from benchmarks.records import append_rows
+from benchmarks.variants import write_variant
 from gear_trt.spec import CompressionConfig, bits_per_element
 
 YARDSTICK = "exact"
@@ -94,22 +95,22 @@ def evaluate(
 
 
 def main() -> None:
-    """Export every preset, evaluate them in one pass, print a table and record the rows."""
+    """Evaluate every preset in one pass, print a table and record the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="what gear-export takes")
+    parser.add_argument("engine", type=Path, help="engine folder of any preset")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=2305)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        run(arguments.model, arguments.text, arguments.tokens, arguments.presets, Path(folder))
+    with tempfile.TemporaryDirectory(dir=arguments.engine.parent) as folder:  # same disk: links
+        run(arguments.engine, arguments.text, arguments.tokens, arguments.presets, Path(folder))
 
 
-def run(model: Path, text: Path, count: int, presets: list[str], folder: Path) -> None:
+def run(engine: Path, text: Path, count: int, presets: list[str], folder: Path) -> None:
     """Evaluate `presets` on the first `count` tokens of a text file."""
     engines = {}
     for name in (YARDSTICK, *presets):
-        gear_trt.export_model(model, folder / name, config=CompressionConfig.preset(name))
+        write_variant(engine, folder / name, CompressionConfig.preset(name))
         engines[name] = gear_trt.load(folder / name, max_tokens=count)
     yardstick = engines.pop(YARDSTICK)
     tokens = np.array(yardstick.tokenizer.encode(text.read_text()[: 8 * count])[:count])

@@ -92,12 +92,12 @@ class ExportReport(BaseModel):
         source: What was exported.
         output: The engine folder; None for a dry run.
         config: How its caches are compressed.
-        model: Facts of the model; None for a dry run.
-        cache: What its cache takes; None for a dry run.
+        model: Facts of the model; None, as the next, where it cannot be routed.
+        cache: What its cache takes.
         sites: Every attention layer.
         nodes_before: Nodes of the source graph.
-        nodes_after: Nodes of the exported graph; None for a dry run.
-        file_bytes: Size of every file of the engine folder.
+        nodes_after: Nodes of the exported graph; None where it cannot be routed.
+        file_bytes: Size of every file of the engine folder; empty for a dry run.
         seconds: Time of every stage.
         versions: Of the packages that took part.
     """

@@ -18,18 +18,22 @@ def check_output(output: Path, *, force: bool) -> None:
     Raises:
         GearError: `OUTPUT_EXISTS`.
     """
-    if not output.exists() and not output.is_symlink():
+    if output.is_symlink():
+        raise _exists(f"{output} is a link", "name the folder that it points to")
+    if not output.exists() or _is_empty(output):
         return
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    is_engine = output.is_dir() and (output / MANIFEST_FILE).is_file()
-    if force and is_engine and not output.is_symlink():
-        return
-    raise GearError(
-        ErrorCode.OUTPUT_EXISTS,
-        f"{output} exists already" if is_engine else f"{output} exists and is no engine folder",
-        hint="pass --force to replace it" if is_engine else "choose another folder",
-    )
+    if not (output / MANIFEST_FILE).is_file():
+        raise _exists(f"{output} exists and is no engine folder", "choose another folder")
+    if not force:
+        raise _exists(f"{output} exists already", "pass --force to replace it")
+
+
+def _is_empty(output: Path) -> bool:
+    return output.is_dir() and not any(output.iterdir())
+
+
+def _exists(message: str, hint: str) -> GearError:
+    return GearError(ErrorCode.OUTPUT_EXISTS, message, hint=hint)
 
 
 @contextmanager
@@ -43,6 +47,7 @@ def staged_folder(output: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         GearError: `OUTPUT_EXISTS`.
     """
+    output = output.absolute()
     check_output(output, force=force)
     output.parent.mkdir(parents=True, exist_ok=True)
     stage = _beside(output, "partial")
@@ -57,7 +62,7 @@ def staged_folder(output: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _publish(stage: Path, output: Path) -> None:
-    if not output.exists():
+    if not output.exists() or _is_empty(output):
         stage.rename(output)
         return
     old = _beside(output, "old")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -50,29 +50,20 @@ def write_engine(
     manifest.write(folder)
 
 
-def manifest_of(
-    model: ModelFacts,
-    sites: Sequence[KvSite],
-    config: CompressionConfig,
-    versions: dict[str, str],
-) -> Manifest:
-    """Return the manifest of a routed model.
-
-    Args:
-        model: Facts of the model.
-        sites: Every attention layer, in the order of its index.
-        config: How their caches are compressed.
-        versions: Of the packages that took part.
-    """
-    layers = tuple(
-        LayerFacts(
-            num_heads=site.facts.num_heads,
-            num_kv_heads=site.facts.num_kv_heads,
-            head_dim=site.facts.head_dim,
-            config=config,
-        )
-        for site in sites
+def layer_facts(site: KvSite, config: CompressionConfig) -> LayerFacts:
+    """Return what the runtime must know of one layer."""
+    return LayerFacts(
+        num_heads=site.facts.num_heads,
+        num_kv_heads=site.facts.num_kv_heads,
+        head_dim=site.facts.head_dim,
+        config=config,
     )
+
+
+def manifest_of(
+    model: ModelFacts, layers: tuple[LayerFacts, ...], versions: dict[str, str]
+) -> Manifest:
+    """Return the manifest of a model that was routed for this page layout."""
     return Manifest(layout_hash=layout_hash(), versions=versions, model=model, layers=layers)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.passes.forms import decomposed, group_query, standard, symbolic
 from gear_trt.export.passes.sites import (
     SYMBOLIC_OP,
@@ -14,6 +17,9 @@ from gear_trt.export.passes.sites import (
     SearchContext,
 )
 from gear_trt.spec import DOMAIN
+
+SHOWN_MISSES = 3
+"""Near misses that an error lists; layers mostly fail alike."""
 
 _FORMS: dict[tuple[str, str], tuple[str, Matcher]] = {
     (DOMAIN, SYMBOLIC_OP): (symbolic.FORM, symbolic.match),
@@ -53,3 +59,20 @@ def _look_at(node: ir.Node, context: SearchContext) -> KvSite | NearMiss | None:
         return match(node, context)
     except MismatchError as error:
         return NearMiss(form, node, str(error))
+
+
+def no_kv_cache(found: Sequence[KvSite | NearMiss]) -> GearError:
+    """Return the error for a model of which not every layer can be routed."""
+    misses = [
+        f"closest: layer {layer}, node {item.node.name}: check failed: {item.reason}"
+        for layer, item in enumerate(found)
+        if isinstance(item, NearMiss)
+    ]
+    message = f"{len(found) - len(misses)} of {len(found)} attention layers can be routed"
+    return GearError(
+        ErrorCode.NO_KV_CACHE,
+        message if found else "the model has no attention layer that gear_trt knows",
+        detail="\n".join(misses[:SHOWN_MISSES]) or None,
+        hint="export the model with a KV cache (inputs past_key_values.*, outputs present.*) and "
+        "without control flow, or pass its Hugging Face folder; --dry-run shows every layer",
+    )

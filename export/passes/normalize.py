@@ -25,6 +25,7 @@ def normalize(model: ir.Model) -> None:
             hint="export it again with a newer opset, or convert it with onnx.version_converter",
         )
     passes = ir.passes.Sequential(
+        common.RemoveInitializersFromInputsPass(),
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.IdentityEliminationPass(),

@@ -17,7 +17,12 @@ from gear_trt.spec.ops import LAYOUT_HASH_KEY
 SCANNED_ELEMENTS = 1 << 24
 """Elements of a weight that are looked at together: bounds the memory of the scan."""
 
-_NUMPY_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_FLOATS = (
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+)
 
 
 def verify(model: ir.Model, layers: int) -> None:
@@ -137,7 +142,7 @@ def _check_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         # A scalar -inf is what masks and maxima start from, not a weight.
-        if tensor is None or tensor.dtype not in _NUMPY_FLOATS or tensor.size < 2:
+        if tensor is None or tensor.dtype not in _FLOATS or tensor.size < 2:
             continue
         if not _is_finite(tensor.numpy()):
             raise GearError(

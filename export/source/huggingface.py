@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 GGUF_PACKAGES = ("accelerate", "gguf")
 GGUF_MAGIC = b"GGUF"
+OLD_FILES = ("spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Tokenizers that can be converted to `tokenizer.json`."""
+
+log = logging.getLogger(__name__)
 
 
 def open_checkpoint(folder: Path, gguf_file: str | None, progress: Progress) -> Source:
@@ -108,14 +113,24 @@ def _gguf(gguf_file: str | None) -> dict[str, Any]:
 
 def _write_companions(folder: Path, gguf_file: str | None, target: Path) -> None:
     copy_generation_config(folder, target)
-    if (folder / TOKENIZER_FILE).is_file():
-        copy_tokenizer(folder, target)
-        return
+    copy_tokenizer(folder, target)
+    is_convertible = gguf_file is not None or any((folder / name).is_file() for name in OLD_FILES)
+    if not (target / TOKENIZER_FILE).is_file() and is_convertible:
+        _convert_tokenizer(folder, gguf_file, target)
+
+
+def _convert_tokenizer(folder: Path, gguf_file: str | None, target: Path) -> None:
+    """Write the tokenizer of a GGUF file, or of an older format; an engine is of use without."""
     from transformers import AutoTokenizer
 
-    with _quiet(), _explained(folder / (gguf_file or "")):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **_gguf(gguf_file))
-        tokenizer.save_pretrained(target)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, **_gguf(gguf_file)
+            )
+            tokenizer.save_pretrained(target)
+    except Exception as error:  # each of the converters raises errors of its own
+        log.warning("the tokenizer cannot be converted: %s", _first_line(error))
 
 
 @contextmanager
@@ -156,17 +171,17 @@ def _explained(path: Path) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Keep transformers' bars and notes off the terminal; errors are raised anyway."""
     gguf_utils: Any = import_module("transformers.modeling_gguf_pytorch_utils")
-    log: Any = import_module("transformers.utils.logging")
-    verbosity, bar = log.get_verbosity(), gguf_utils.tqdm
-    log.set_verbosity_error()
-    log.disable_progress_bar()
+    notes: Any = import_module("transformers.utils.logging")
+    verbosity, bar = notes.get_verbosity(), gguf_utils.tqdm
+    notes.set_verbosity_error()
+    notes.disable_progress_bar()
     gguf_utils.tqdm = partial(bar, disable=True)  # this bar has no switch
     try:
         yield
     finally:
         gguf_utils.tqdm = bar
-        log.set_verbosity(verbosity)
-        log.enable_progress_bar()
+        notes.set_verbosity(verbosity)
+        notes.enable_progress_bar()
 
 
 def _damaged(path: Path, reason: str) -> GearError:

@@ -1,0 +1,161 @@
+"""`gear-export`: flags, output, exit status."""
+
+import json
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from gear_trt.cli.export import app
+from gear_trt.errors import ExitStatus
+from gear_trt.runtime.manifest import Manifest
+from gear_trt.spec import CompressionConfig
+from tests.export import text_graphs as text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(text.written_out(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unroutable(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(text.written_out(("Concat<axis=2>(old_keys, key)", "Identity(key)")), path)
+    return path
+
+
+def gear_export(*arguments):
+    context = ("--max-context", text.CONTEXT)
+    return CliRunner().invoke(app, [str(argument) for argument in (*arguments, *context)])
+
+
+def test_the_result_goes_to_stdout_and_progress_to_stderr(model, tmp_path):
+    result = gear_export(model, "-o", tmp_path / "engine")
+    assert result.exit_code == ExitStatus.OK
+    lines = result.stdout.splitlines()
+    assert "bits per element" in result.stdout
+    assert lines[-1] == f'next: gear generate {tmp_path / "engine"} -p "Why is the sky blue?"'
+    assert result.stderr.splitlines() == [
+        "reading model.onnx",
+        "looking for attention layers",
+        "routing 1 attention layers",
+        f"writing {tmp_path / 'engine'}",
+        "no tokenizer was found beside the model, so the engine takes token ids only; "
+        "pass --tokenizer DIR to add one",
+    ]
+
+
+def test_json_is_one_object(model, tmp_path):
+    result = gear_export(model, "-o", tmp_path / "engine", "--json")
+    report = json.loads(result.stdout)
+    assert report["schema"] == "gear.export/1"
+    assert report["output"] == str(tmp_path / "engine")
+    assert report["model"]["vocab_size"] == text.WIDTH
+    assert report["sites"][0]["num_kv_heads"] == text.KV_HEADS
+    assert report == json.loads((tmp_path / "engine" / "report.json").read_text())
+
+
+def flag_of(field):
+    return f"--{field.replace('_', '-')}"
+
+
+CHANGES = {
+    "key_bits": 8,
+    "value_bits": 2,
+    "group_size": 64,
+    "metadata_bits": 16,
+    "rank": 3,
+    "factor_bits": 8,
+    "power_iters": 5,
+    "outliers": 2,
+    "chunk": 128,
+    "sinks": 7,
+    "rotate_keys": 0,
+    "rotate_values": 0,
+}
+
+
+@pytest.mark.parametrize("field", CompressionConfig.model_fields)
+def test_every_field_has_a_flag(model, tmp_path, field):
+    value = CHANGES[field]
+    is_rotation = field.startswith("rotate")
+    flags = [f"--no-{flag_of(field)[2:]}"] if is_rotation else [flag_of(field), value]
+    assert gear_export(model, "-o", tmp_path / "engine", *flags).exit_code == ExitStatus.OK
+    config = Manifest.read(tmp_path / "engine").layers[0].config
+    assert config == CompressionConfig.preset("k4v4", **{field: value})
+
+
+def test_dry_run_shows_the_layers_and_writes_nothing(model, tmp_path):
+    before = sorted(model.parent.iterdir())
+    result = gear_export(model, "--dry-run")
+    assert result.exit_code == ExitStatus.OK
+    assert result.stdout.splitlines()[-1] == "1 of 1 attention layers can be routed"
+    assert "MatMul + Softmax" in result.stdout
+    assert sorted(model.parent.iterdir()) == before
+
+
+def test_dry_run_says_why_not(unroutable):
+    result = gear_export(unroutable, "--dry-run", "--json")
+    assert result.exit_code == ExitStatus.UNSUPPORTED
+    (site,) = json.loads(result.stdout)["sites"]
+    assert site["reason"].startswith("key comes from MatMul node")
+
+
+def test_a_model_that_cannot_be_routed_leaves_nothing(unroutable, tmp_path):
+    result = gear_export(unroutable, "-o", tmp_path / "engine")
+    assert result.exit_code == ExitStatus.UNSUPPORTED
+    error, closest, hint = result.stderr.splitlines()[-3:]
+    assert error == "error[E301]: 0 of 1 attention layers can be routed"
+    assert closest.startswith("  closest: layer 0, node ")
+    assert hint.startswith("  hint: export the model with a KV cache")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_is_one_json_object_too(tmp_path):
+    result = gear_export(tmp_path / "absent.onnx", "-o", tmp_path / "engine", "--json")
+    assert result.exit_code == ExitStatus.FAILED
+    error = json.loads(result.stdout)
+    assert (error["schema"], error["code"]) == ("gear.error/1", "E201")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--preset", "k5"], ExitStatus.FAILED, "error[E101]: unknown preset 'k5'"),
+        (["--key-bits", "5"], ExitStatus.FAILED, "error[E102]"),
+        (["--key-bits", "16"], ExitStatus.FAILED, "rotate_keys=1 with key_bits=16"),
+        (["--key-bits", "many"], ExitStatus.USAGE, "Invalid value for '--key-bits'"),
+        (["--tokenizer", "/nowhere"], ExitStatus.FAILED, "error[E201]: /nowhere has no tokenizer"),
+    ],
+)
+def test_wrong_flags_are_named(model, tmp_path, arguments, status, message):
+    result = gear_export(model, "-o", tmp_path / "engine", *arguments)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_is_needed(model):
+    result = gear_export(model)
+    assert result.exit_code == ExitStatus.USAGE
+    assert "--output" in result.stderr
+
+
+def test_an_engine_is_replaced_with_force_only(model, tmp_path):
+    first = gear_export(model, "-o", tmp_path / "engine")
+    second = gear_export(model, "-o", tmp_path / "engine")
+    third = gear_export(model, "-o", tmp_path / "engine", "--force", "--preset", "k3v2")
+    assert [run.exit_code for run in (first, second, third)] == [0, ExitStatus.FAILED, 0]
+    assert "error[E203]" in second.stderr
+    assert Manifest.read(tmp_path / "engine").layers[0].config.value_bits == 2
+
+
+def test_a_bug_is_reported_as_one(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("gear_trt.export.pipeline.find_kv", lambda context: 1 / 0)
+    result = gear_export(model, "-o", tmp_path / "engine")
+    assert result.exit_code == ExitStatus.INTERNAL
+    assert "ZeroDivisionError" in result.stderr
+    assert "please report it" in result.stderr
