@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from gear_trt.export.passes.nodes import integers
 from gear_trt.export.passes.positions import Positions
-from gear_trt.export.passes.probe import Array, Lengths, evaluate, feed_graph_inputs
+from gear_trt.export.passes.probe import Lengths, evaluate, feed_graph_inputs
 from gear_trt.export.passes.sites import MismatchError
 
 POSITION_IDS_INPUT = "position_ids"
@@ -40,10 +40,10 @@ def detach_caches(main: ir.Graph, input_ids: ir.Value, positions: Positions) -> 
     for cache in caches:
         for reader in list(_batch_readers(cache)):
             reader.replace_input_with(0, input_ids)
-    for value in [item for item in _descendants(caches) if _counts_positions(main, item)]:
-        sizes = _trial_value(main, value).shape
-        axes = [axis for axis in range(1, len(sizes)) if sizes[axis] == 1]
-        _replace(main, value, _unsqueezed(main, positions.ids, axes))
+    counted = {value: _unit_axes(main, value) for value in _descendants(caches)}
+    for value, axes in counted.items():
+        if axes is not None:
+            _replace(main, value, _unsqueezed(main, positions.ids, axes))
 
 
 def _is_cache(value: ir.Value) -> bool:
@@ -83,20 +83,15 @@ def _descendants(caches: list[ir.Value]) -> Iterator[ir.Value]:
         waiting.extend(item for node in value.consumers() for item in node.outputs)
 
 
-def _counts_positions(main: ir.Graph, value: ir.Value) -> bool:
-    if value.shape is None or len(value.shape) < 2:
-        return False
+def _unit_axes(main: ir.Graph, value: ir.Value) -> list[int] | None:
+    """Axes that positions [B, S] lack to have the shape of `value`; None where it holds others."""
     try:
-        array = _trial_value(main, value)
+        (array,) = evaluate(main, feed_graph_inputs(main, _TRIAL), [value])
     except MismatchError:
-        return False
+        return None
     expected_S = np.arange(_TRIAL.past, _TRIAL.total)
-    return array.shape[0] == 1 and array.size == _TRIAL.new and (array.ravel() == expected_S).all()
-
-
-def _trial_value(main: ir.Graph, value: ir.Value) -> Array:
-    (array,) = evaluate(main, feed_graph_inputs(main, _TRIAL), [value])
-    return array
+    is_row = array.ndim > 1 and array.shape[0] == 1 and np.array_equal(array.ravel(), expected_S)
+    return [axis for axis in range(1, array.ndim) if array.shape[axis] == 1] if is_row else None
 
 
 def _unsqueezed(main: ir.Graph, value: ir.Value, axes: list[int]) -> ir.Value:

@@ -20,11 +20,10 @@ def integers(main: ir.Graph, numbers: int | list[int]) -> ir.Value:
 
 
 def typed(
-    value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | Sequence[int | str] | None
+    value: ir.Value, dtype: ir.DataType, shape: ir.Shape | Sequence[int | str] | None
 ) -> ir.Value:
-    """Set what is known of a value's type and return it."""
-    if dtype is not None:
-        value.dtype = dtype
+    """Set the type of a value, and its shape if it is known, and return it."""
+    value.dtype = dtype
     if shape is not None:
         value.shape = ir.Shape(list(shape))
     return value

@@ -58,7 +58,7 @@ class _Router:
         state = layer_state(layer, self._site.facts, config)
         query_BSM, key_BSM, value_BSM = self._operands(positions)
         output_BSM = ir.val(
-            f"gear_attention.{layer}", query_BSM.dtype, ("B", "S", self._query_width)
+            f"gear_attention.{layer}", self._site.dtype, ("B", "S", self._query_width)
         )
         self._tape.op_multi_out(
             GEAR_ATTENTION.name,
@@ -104,7 +104,7 @@ class _Router:
             "Split", [packed, integers(self._main, widths)], {"axis": -1}, num_outputs=3
         )
         return [
-            typed(part, packed.dtype, ("B", "S", width))
+            typed(part, self._site.dtype, ("B", "S", width))
             for part, width in zip(parts, widths, strict=True)
         ]
 
@@ -113,7 +113,7 @@ class _Router:
         value_BSND = self._tape.op("Transpose", [value_BNSD], {"perm": HEADS_LAST})
         shape = integers(self._main, [0, 0, width])
         merged_BSM = self._tape.op("Reshape", [value_BSND, shape])
-        return typed(merged_BSM, value_BNSD.dtype, ("B", "S", width))
+        return typed(merged_BSM, self._site.dtype, ("B", "S", width))
 
     def _rotate(
         self, value_BSM: ir.Value, heads: int, rotary: Rotary, positions: Positions
@@ -128,7 +128,7 @@ class _Router:
             attributes,
             domain=MICROSOFT_DOMAIN,
         )
-        return typed(rotated, value_BSM.dtype, value_BSM.shape)
+        return typed(rotated, self._site.dtype, value_BSM.shape)
 
     def _replace_output(self, output_BSM: ir.Value) -> None:
         replacement = output_BSM
@@ -142,11 +142,11 @@ class _Router:
         shape = integers(self._main, [0, 0, num_heads, head_dim])
         split_BSND = typed(
             self._tape.op("Reshape", [output_BSM, shape]),
-            output_BSM.dtype,
+            self._site.dtype,
             ("B", "S", num_heads, head_dim),
         )
         output_BNSD = self._tape.op("Transpose", [split_BSND], {"perm": HEADS_LAST})
-        return typed(output_BNSD, output_BSM.dtype, self._site.output.shape)
+        return typed(output_BNSD, self._site.dtype, self._site.output.shape)
 
 
 def _attributes(

@@ -61,6 +61,7 @@ class KvSite:
         value: As `key`.
         output: As `query`, N·D wide.
         heads_first: Layout of the four.
+        dtype: Type of the four: float32 or float16.
         rotary: What is still to be done to query and key, or None.
     """
 
@@ -72,6 +73,7 @@ class KvSite:
     value: ir.Value | None
     output: ir.Value
     heads_first: bool
+    dtype: ir.DataType
     rotary: Rotary | None = None
 
 
@@ -120,14 +122,16 @@ def check_facts(facts: AttentionFacts) -> None:
         )
 
 
-def check_float(value: ir.Value) -> None:
-    """Refuse activations of a type that the op does not take.
+def float_type(value: ir.Value) -> ir.DataType:
+    """Return the type of activations or of a cache.
 
     Raises:
-        MismatchError: With the reason.
+        MismatchError: It is not one that the op takes.
     """
-    if value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        raise MismatchError(f"activations are {value.dtype}, not float32 or float16")
+    dtype = present(value.dtype)
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        raise MismatchError(f"activations are {dtype}, not float32 or float16")
+    return dtype
 
 
 def present(value: Item | None) -> Item:

@@ -158,6 +158,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = _first_line(error)
+        if torch_export.ATTENTION_NAME in reason:
+            reason = "its attention cannot be replaced"
         if path.suffix == ".gguf" and "support" not in reason:
             raise _damaged(path, reason) from error
         raise GearError(

@@ -6,16 +6,13 @@ heads nor caches are ever traced.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.passes.sites import SYMBOLIC_OP
+from gear_trt.export.quiet import quiet
 from gear_trt.export.source.torch_cleanup import clean_up
 from gear_trt.spec import DOMAIN, graph
 from gear_trt.spec.ops import OPSET_VERSION
@@ -90,7 +87,7 @@ def to_onnx(network: PreTrainedModel) -> ir.Model:
     token_ids = torch.zeros(_TRACED_SHAPE, dtype=torch.int64)
     position_ids = torch.arange(_TRACED_SHAPE[1]).repeat(_TRACED_SHAPE[0], 1)
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), quiet("torch.onnx"):
         try:
             program: Any = torch.onnx.export(
                 _Decoder(network).eval(),
@@ -221,17 +218,3 @@ def _refuse(reason: str) -> NoReturn:
         f"the model cannot be routed: {reason}",
         hint="GearAttention computes plain causal attention; see docs/ops.md for what it takes",
     )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's notes (torchvision is not installed, …) off the terminal."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

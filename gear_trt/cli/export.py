@@ -166,16 +166,18 @@ def _print_sites(report: ExportReport) -> None:
 
 
 def _site_table(report: ExportReport) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table("layer", "form", "heads", "KV heads", "head_dim", "window", "why not", box=None)
+    why_not = Column("why not", overflow="fold")
+    table = Table("layer", "form", "heads", "KV heads", "head_dim", "window", why_not, box=None)
     for site in report.sites:
         if site.reason is None:
             facts = (site.num_heads, site.num_kv_heads, site.head_dim, site.sliding_window or "all")
             table.add_row(str(site.layer), site.form, *map(str, facts), "")
         else:
             reason = f"{site.reason} (node {site.node})"
-            table.add_row(str(site.layer), site.form, "", "", "", "", reason)
+            table.add_row(str(site.layer), site.form, "", "", "", "", Text(reason))
     return table
 
 
@@ -190,7 +192,7 @@ def _print_engine(report: ExportReport, output: str) -> None:
         table.add_row(
             "cache",
             f"{cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} bytes per "
-            f"token, {cost.fp16_bytes_per_token / cost.bytes_per_token:.2f}x smaller than FP16",
+            f"token (FP16: {cost.fp16_bytes_per_token:,})",
         )
     if report.model is not None:
         table.add_row("context", f"{report.model.max_context:,} tokens")

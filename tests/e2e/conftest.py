@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import gear_trt
+from benchmarks.variants import write_variant
 from gear_trt.spec import CompressionConfig
 
 
@@ -20,14 +21,14 @@ def gguf():
 
 @pytest.fixture(scope="session")
 def export(gguf, tmp_path_factory):
-    """Export the real model with a preset, once per preset and session."""
-    folders = {}
+    """Return the real model's engine folder for a preset; exported once, then varied."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    gear_trt.export_model(gguf, folder / "k4v4", config=CompressionConfig.preset("k4v4"))
 
-    def make(preset):
-        if preset not in folders:
-            folders[preset] = tmp_path_factory.mktemp("smollm2") / preset
+    def engine(preset):
+        if not (folder / preset).exists():
             config = CompressionConfig.preset(preset)
-            gear_trt.export_model(gguf, folders[preset], config=config)
-        return folders[preset]
+            write_variant(folder / "k4v4", folder / preset, config)
+        return folder / preset
 
-    return make
+    return engine

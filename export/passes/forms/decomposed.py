@@ -15,6 +15,7 @@ from gear_trt.export.passes.forms.trial import (
     SATURATING,
     Operands,
     Trial,
+    repeated_heads,
     sliding_window_of,
     trial_lengths,
     visible,
@@ -26,7 +27,6 @@ from gear_trt.export.passes.sites import (
     MismatchError,
     SearchContext,
     check_facts,
-    check_float,
     fixed_dim,
     present,
 )
@@ -49,13 +49,12 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
     if product is None or weighted_sum is None:
         return None
     operands = _operands(product, weighted_sum)
-    check_float(operands.query)
     heads = (
-        fixed_dim(operands.query, 1, "the number of query heads"),
+        repeated_heads(context, present(product.inputs[1]), operands.key),
         fixed_dim(operands.key.past, 1, "the number of KV heads"),
         fixed_dim(operands.key.past, 3, "head_dim"),
     )
-    window = _sliding_window(node, product, operands, context)
+    window = _sliding_window(node, product, operands, heads[0], context)
     trial = Trial(context, operands, heads)
     scale, softcap = _measure_scores(trial, _scores(node), window)
     facts = AttentionFacts(*heads, scale, softcap, window)
@@ -70,6 +69,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
         value=operands.value.new,
         output=weighted_sum.outputs[0],
         heads_first=True,
+        dtype=operands.dtype,
     )
 
 
@@ -109,7 +109,7 @@ def _operands(product: ir.Node, weighted_sum: ir.Node) -> Operands:
     query, all_keys = map(present, product.inputs)
     all_values = present(weighted_sum.inputs[1])
     query = _without_factor(query)
-    if query.shape is None or len(query.shape) != 4:
+    if query.shape is not None and len(query.shape) != 4:
         raise MismatchError(f"query {query.name} is not [batch, heads, tokens, channels]")
     return Operands(
         query, find_append(all_keys, "key"), find_append(all_values, "value"), heads_first=True
@@ -129,14 +129,17 @@ def _without_factor(value: ir.Value) -> ir.Value:
 
 
 def _sliding_window(
-    softmax: ir.Node, product: ir.Node, operands: Operands, context: SearchContext
+    softmax: ir.Node,
+    product: ir.Node,
+    operands: Operands,
+    num_heads: int,
+    context: SearchContext,
 ) -> int:
     """Run the mask alone: with scores of 0, the softmax reads what the mask adds."""
     lengths = trial_lengths(context, operands.key.past)
-    num_heads = fixed_dim(operands.query, 1, "the number of query heads")
     feeds = feed_graph_inputs(context.graph, lengths)
     shape = (lengths.batch, num_heads, lengths.new, lengths.total)
-    feeds[product.outputs[0]] = np.zeros(shape, present(operands.query.dtype).numpy())
+    feeds[product.outputs[0]] = np.zeros(shape, operands.dtype.numpy())
     (bias,) = evaluate(context.graph, feeds, [_scores(softmax)])
     return sliding_window_of(bias, lengths)
 

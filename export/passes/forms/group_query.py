@@ -17,8 +17,8 @@ from gear_trt.export.passes.sites import (
     Rotary,
     SearchContext,
     check_facts,
-    check_float,
     fixed_dim,
+    float_type,
     present,
 )
 
@@ -58,7 +58,6 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     for past_input, present_output in zip(_PAST_INPUTS, _PRESENT_OUTPUTS, strict=True):
         append_of_op(node, past_input, present_output)
     query, (key, value) = present(node.inputs[0]), node.inputs[1:3]
-    check_float(query)
     facts = _facts(node, query, is_packed=key is None)
     check_facts(facts)
     return KvSite(
@@ -70,6 +69,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         value=value,
         output=node.outputs[0],
         heads_first=False,
+        dtype=float_type(query),
         rotary=_rotary(node),
     )
 

@@ -21,7 +21,6 @@ from gear_trt.export.passes.sites import (
     MismatchError,
     SearchContext,
     check_facts,
-    check_float,
     fixed_dim,
     present,
 )
@@ -38,7 +37,6 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         MismatchError: The layer cannot be routed.
     """
     operands = _operands(node)
-    check_float(operands.query)
     heads = _heads(node, operands)
     window = _sliding_window(node, operands.key, context)
     facts = _facts(node, heads, window)
@@ -53,6 +51,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         value=operands.value.new,
         output=node.outputs[0],
         heads_first=operands.heads_first,
+        dtype=operands.dtype,
     )
 
 

@@ -9,7 +9,7 @@ from gear_trt.export.passes.sites import (
     KvSite,
     SearchContext,
     check_facts,
-    check_float,
+    float_type,
     present,
 )
 
@@ -34,7 +34,6 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         sliding_window=attributes.get_int("sliding_window", 0),
     )
     check_facts(facts)
-    check_float(query_BSM)
     return KvSite(
         form=FORM,
         node=node,
@@ -44,4 +43,5 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         value=value_BSM,
         output=node.outputs[0],
         heads_first=False,
+        dtype=float_type(query_BSM),
     )

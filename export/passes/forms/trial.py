@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +16,13 @@ from gear_trt.export.passes.probe import (
     evaluate,
     feed_graph_inputs,
 )
-from gear_trt.export.passes.sites import AttentionFacts, MismatchError, SearchContext, present
+from gear_trt.export.passes.sites import (
+    AttentionFacts,
+    MismatchError,
+    SearchContext,
+    float_type,
+    present,
+)
 
 HIDDEN_SCORE = -5e3
 """Masks add -inf, the lowest finite number, or (old exporters) -1e4."""
@@ -47,6 +52,11 @@ class Operands:
     key: Append
     value: Append
     heads_first: bool
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Type of the past, and so of the rest: inputs have a type, inner tensors may lack it."""
+        return float_type(self.key.past)
 
 
 class Trial:
@@ -82,17 +92,15 @@ class Trial:
             MismatchError: They depend on more than operands and graph inputs.
         """
         feeds = feed_graph_inputs(self._graph, self.lengths)
-        feeds[self._operands.query] = self._laid_out(
-            self.query_BNSD * query_factor, self._operands.query
-        )
+        feeds[self._operands.query] = self._laid_out(self.query_BNSD * query_factor)
         for append, array_BHTD in (
             (self._operands.key, self.key_BHTD),
             (self._operands.value, self.value_BHTD),
         ):
             past_BHPD = array_BHTD[:, :, : self.lengths.past]
-            feeds[append.past] = past_BHPD.astype(_numpy_type(append.past))
-            new = present(append.new)
-            feeds[new] = self._laid_out(array_BHTD[:, :, self.lengths.past :], new)
+            feeds[append.past] = past_BHPD.astype(self._operands.dtype.numpy())
+            new_BHSD = array_BHTD[:, :, self.lengths.past :]
+            feeds[present(append.new)] = self._laid_out(new_BHSD)
         return [result.astype(np.float64) for result in evaluate(self._graph, feeds, outputs)]
 
     def check(self, output: ir.Value, facts: AttentionFacts) -> None:
@@ -110,7 +118,7 @@ class Trial:
         if actual.shape != expected.shape:
             raise MismatchError(f"its output has shape {actual.shape}, not {expected.shape}")
         error = float(np.abs(actual - expected).max())
-        if not error <= TOLERANCE[present(self._operands.query.dtype)]:
+        if not error <= TOLERANCE[self._operands.dtype]:
             raise MismatchError(
                 "it does not compute causal attention of the new tokens over past and new ones "
                 f"(a trial run differs by {error:.2g})"
@@ -133,11 +141,34 @@ class Trial:
         output_BNSD: Array = weights_BNST @ np.repeat(self.value_BHTD, group, 1)
         return output_BNSD
 
-    def _laid_out(self, array_BNSD: Array, like: ir.Value) -> Array:
+    def _laid_out(self, array_BNSD: Array) -> Array:
         if not self._operands.heads_first:
             batch, _, new, _ = array_BNSD.shape
             array_BNSD = array_BNSD.swapaxes(1, 2).reshape(batch, new, -1)
-        return array_BNSD.astype(_numpy_type(like))
+        return array_BNSD.astype(self._operands.dtype.numpy())
+
+
+def repeated_heads(context: SearchContext, operand: ir.Value, append: Append) -> int:
+    """Return N: how many heads keys or values have when the attention product reads them.
+
+    Args:
+        context: The graph.
+        operand: What the product reads: [B, N, ·, ·].
+        append: Where it comes from: [B, H, ·, D].
+
+    Raises:
+        MismatchError: It depends on more than past and new keys.
+    """
+    lengths = Lengths(batch_size(append.past), *_SMALL)
+    feeds = feed_graph_inputs(context.graph, lengths)
+    past_BHPD = feeds[append.past]
+    batch, num_kv_heads, _, head_dim = past_BHPD.shape
+    new_shape = (batch, num_kv_heads, lengths.new, head_dim)
+    feeds[present(append.new)] = np.zeros(new_shape, past_BHPD.dtype)
+    (repeated,) = evaluate(context.graph, feeds, [operand])
+    if repeated.ndim != len(past_BHPD.shape):
+        raise MismatchError(f"the attention product reads tensors of rank {repeated.ndim}, not 4")
+    return int(repeated.shape[1])
 
 
 def visible(lengths: Lengths, sliding_window: int) -> Array:
@@ -178,7 +209,3 @@ def sliding_window_of(bias: Array, lengths: Lengths) -> int:
     ):
         raise MismatchError("its mask is not causal")
     return window
-
-
-def _numpy_type(value: ir.Value) -> np.dtype[Any]:
-    return present(value.dtype).numpy()
