@@ -34,7 +34,7 @@ def open_source(path: Path, progress: Progress) -> Source:
     """Read a model of any kind.
 
     Args:
-        path: An `.onnx` or `.gguf` file, a Hugging Face folder, or a folder with one GGUF file.
+        path: An `.onnx` or `.gguf` file, a folder with one of them, or a Hugging Face folder.
         progress: Told what is done.
 
     Raises:
@@ -47,33 +47,37 @@ def open_source(path: Path, progress: Progress) -> Source:
             hint="pass an .onnx file, a .gguf file or a Hugging Face folder; models are not "
             "downloaded",
         )
-    if path.suffix == ".onnx":
+    file = _model_file(path) if path.is_dir() else path
+    if file is not None and file.suffix == ".onnx":
         from gear_trt.export.source.onnx_file import open_onnx
 
-        return open_onnx(path, progress)
+        return open_onnx(file, progress)
     from gear_trt.export.source.huggingface import open_checkpoint
 
-    return open_checkpoint(*_locate_checkpoint(path), progress)
-
-
-def _locate_checkpoint(path: Path) -> tuple[Path, str | None]:
-    """Return the folder of a checkpoint, and the name of its GGUF file if it is one."""
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent, path.name
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return path, None
-        found = sorted(item.name for item in path.glob("*.gguf"))
-        if len(found) == 1:
-            return path, found[0]
-        models = sorted(item.name for item in (*path.glob("*.onnx"), *path.glob("*.gguf")))
-        raise GearError(
-            ErrorCode.MISSING_FILE,
-            f"{path} holds no config.json and {len(found) or 'no'} GGUF files",
-            hint=f"pass one of its files: {', '.join(models)}" if models else "pass a model file",
-        )
+    if file is None:
+        return open_checkpoint(path, None, progress)
+    if file.suffix == ".gguf":
+        return open_checkpoint(file.parent, file.name, progress)
     raise GearError(
         ErrorCode.UNSUPPORTED_MODEL,
         f"{path} is no model file that gear-export knows",
         hint="pass an .onnx file, a .gguf file or a Hugging Face folder",
+    )
+
+
+def _model_file(folder: Path) -> Path | None:
+    """Return the one model file of a folder, or None for a Hugging Face checkpoint."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    files = sorted((*folder.glob("*.onnx"), *folder.glob("*.gguf")))
+    if len(files) == 1:
+        return files[0]
+    if not files and (folder / "config.json").is_file():
+        return None
+    raise GearError(
+        ErrorCode.MISSING_FILE,
+        f"{folder} holds {len(files) or 'no'} model files",
+        hint="pass one of them: " + ", ".join(file.name for file in files)
+        if files
+        else "pass an .onnx file, a .gguf file or a Hugging Face folder",
     )

@@ -6,6 +6,9 @@ torch's own optimizer runs all of onnxscript's rules, twice, and takes longer th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
@@ -19,7 +22,8 @@ _UNFUSED_ROTATION = RewriteRuleSet([mul_by_1_rule, squeeze_reshape_1d_rule])
 def clean_up(model: ir.Model) -> None:
     """Fold constants and fuse RMSNormalization and RotaryEmbedding, in place."""
     common.InlinePass()(model)
-    optimizer.fold_constants(model)
+    optimizer.fold_constants(model, should_fold=_unless_weight_transpose)
+    _transpose_weights_lazily(model.graph)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -33,6 +37,37 @@ def clean_up(model: ir.Model) -> None:
         if node.op_type == "RMSNormalization":
             _unify_types(model.graph, node)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _unless_weight_transpose(node: ir.Node) -> bool | None:
+    return False if node.op_type == "Transpose" else None
+
+
+def _transpose_weights_lazily(main: ir.Graph) -> None:
+    """Turn weights as they are written, one at a time; folding would hold all of them twice.
+
+    A weight with other readers (a tied embedding) keeps its node, and one copy in the file.
+    """
+    for node in main:
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or weight.const_value is None or len(weight.uses()) > 1:
+            continue
+        turned = _turned(weight, node.attributes.get_ints("perm", ()))
+        main.register_initializer(turned)
+        node.outputs[0].replace_all_uses_with(turned)
+
+
+def _turned(weight: ir.Value, perm: Sequence[int]) -> ir.Value:
+    tensor = weight.const_value
+    if tensor is None or weight.name is None:
+        raise ValueError("a weight has a name and a tensor")
+
+    def turn() -> ir.Tensor:
+        return ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(perm)), dtype=tensor.dtype)
+
+    shape = ir.Shape([tensor.shape[axis] for axis in perm])
+    lazy = ir.LazyTensor(turn, dtype=tensor.dtype, shape=shape, name=f"{weight.name}.transposed")
+    return ir.val(lazy.name, tensor.dtype, shape, const_value=lazy)
 
 
 def _unify_types(main: ir.Graph, node: ir.Node) -> None:

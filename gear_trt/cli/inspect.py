@@ -22,6 +22,14 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(help="Engine folder, or an .onnx file.", show_default=False)
     ],
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest sequence of an .onnx file, in tokens.",
+            show_default="what the files beside it say",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")] = False,
 ) -> None:
@@ -29,7 +37,7 @@ def inspect(
 
     def action() -> None:
         if path.suffix == MODEL_SUFFIX:
-            _inspect_model(path, json=json)
+            _inspect_model(path, max_context=max_context, json=json)
         else:
             _inspect_engine(path, json=json)
 
@@ -46,13 +54,16 @@ def _inspect_engine(folder: Path, *, json: bool) -> None:
         _print_summary(summary)
 
 
-def _inspect_model(model: Path, *, json: bool) -> None:
+def _inspect_model(model: Path, *, max_context: int | None, json: bool) -> None:
     from gear_trt.export import inspect_model
     from gear_trt.spec import DEFAULT_PRESET, CompressionConfig
 
     with _ui.progress() as progress:
         report = inspect_model(
-            model, config=CompressionConfig.preset(DEFAULT_PRESET), progress=progress
+            model,
+            config=CompressionConfig.preset(DEFAULT_PRESET),
+            max_context=max_context,
+            progress=progress,
         )
     if json:
         _ui.emit_json(SCHEMA, report)

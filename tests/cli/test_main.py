@@ -144,11 +144,11 @@ def test_inspect_json(folder):
 
 def test_inspect_model(tmp_path):
     model = save_decoder(tmp_path / "model.onnx")
-    result = gear("inspect", model)
+    result = gear("inspect", model, "--max-context", 64)
     assert result.exit_code == ExitStatus.OK
     assert "layer 0: GroupQueryAttention, 4 heads, 2 KV heads, head_dim 16" in result.stdout
     assert "1 of 1 attention layers can be routed" in result.stdout
-    row = json.loads(gear("inspect", model, "--json").stdout)
+    row = json.loads(gear("inspect", model, "--max-context", 64, "--json").stdout)
     assert row["schema"] == "gear.inspect/1"
     assert row["sites"][0]["head_dim"] == 16
 

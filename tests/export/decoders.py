@@ -1,5 +1,7 @@
 """Tiny decoders with random weights, in every form that gear-export reads."""
 
+import warnings
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -53,10 +55,9 @@ def save_checkpoint(network, folder):
 class WithCache(torch.nn.Module):
     """A decoder whose cache is flat tensors: what a user's own export script looks like."""
 
-    def __init__(self, network, *, takes_positions=True):
+    def __init__(self, network):
         super().__init__()
         self.network = network
-        self.takes_positions = takes_positions
 
     def forward(self, input_ids, attention_mask, position_ids, *past):
         cache = DynamicCache(config=self.network.config)
@@ -65,7 +66,7 @@ class WithCache(torch.nn.Module):
         outputs = self.network(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids if self.takes_positions else None,
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
         )
@@ -73,30 +74,31 @@ class WithCache(torch.nn.Module):
         return outputs.logits, *(item for layer in layers for item in (layer.keys, layer.values))
 
 
-def save_dynamo(network, path, *, opset, takes_positions=True):
+def save_dynamo(network, path, *, opset):
     """torch.onnx.export with the cache as inputs and outputs."""
     batch, new, past = 2, 3, 5
     caches = [torch.randn(batch, KV_HEADS, past, HEAD_DIM) for _ in range(2 * LAYERS)]
     names = [f"{layer}.{side}" for layer in range(LAYERS) for side in ("key", "value")]
     dynamic = torch.export.Dim.DYNAMIC
     rows = {0: dynamic, 1: dynamic}
-    torch.onnx.export(
-        WithCache(network, takes_positions=takes_positions).eval(),
-        (
-            torch.zeros(batch, new, dtype=torch.int64),
-            torch.ones(batch, past + new, dtype=torch.int64),
-            torch.arange(past, past + new).repeat(batch, 1),
-            *caches,
-        ),
-        path,
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes=(rows, rows, rows, tuple({0: dynamic, 2: dynamic} for _ in caches)),
-        input_names=["input_ids", "attention_mask", "position_ids"]
-        + [f"past_key_values.{name}" for name in names],
-        output_names=["logits", *(f"present.{name}" for name in names)],
-        verbose=False,
-    )
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(
+            WithCache(network).eval(),
+            (
+                torch.zeros(batch, new, dtype=torch.int64),
+                torch.ones(batch, past + new, dtype=torch.int64),
+                torch.arange(past, past + new).repeat(batch, 1),
+                *caches,
+            ),
+            path,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=(rows, rows, rows, tuple({0: dynamic, 2: dynamic} for _ in caches)),
+            input_names=["input_ids", "attention_mask", "position_ids"]
+            + [f"past_key_values.{name}" for name in names],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            verbose=False,
+        )
     return path
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.export import export_model
+from gear_trt.export import export_model, inspect_model
 from tests.export import text_graphs as text
 from tests.export.conftest import EXACT
 
@@ -156,6 +156,14 @@ def test_config_files_beside_the_model_give_its_facts(model, path):
     assert report.model.eos_token_ids == (3, 5)
     assert report.model.pad_token_id == 7
     assert (path.parent / "engine" / "generation_config.json").is_file()
+
+
+def test_a_folder_with_one_onnx_file_stands_for_it(model, path, tmp_path):
+    onnx.save(model, path)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 48}')
+    report = inspect_model(tmp_path, config=EXACT)
+    assert report.routable
+    assert report.model.max_context == 48
 
 
 def test_a_tokenizer_may_come_from_another_folder(model, path, checkpoint):

@@ -19,6 +19,7 @@ VARIANTS = {
     "softcap": [("scaled = Mul(products, scale)", text.SOFTCAPPED)],
     "where": [(text.MASKED, "scores = Where(seen_ST, scaled, hidden)\n")],
     "lowest": [("hidden)", "lowest)")],
+    "guarded": [("heads = MatMul(weights, all_values)", text.GUARDED)],
     "scale-on-query": [
         ("MatMul(query, turned", "MatMul(smaller, turned"),
         ("turned_keys =", "smaller = Mul(scale, query)\n  turned_keys ="),
@@ -55,6 +56,7 @@ def build(name):
         ("softcap", 0.5 * 2.0, 2.0, 0),
         ("where", 0.3, 0.0, 0),
         ("lowest", 0.3, 0.0, 0),
+        ("guarded", 0.3, 0.0, 0),
         ("scale-on-query", 0.3, 0.0, 0),
     ],
 )

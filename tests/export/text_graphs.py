@@ -85,6 +85,13 @@ SOFTCAPPED = """
   squashed = Tanh(lowered)
   scaled = Mul(squashed, cap)
 """
+GUARDED = """
+  plain = MatMul(weights, all_values)
+  ones_ST = Cast<to=7>(seen_ST)
+  count_S1 = ReduceSum<keepdims=1>(ones_ST, last_axis)
+  sees_nothing_S1 = Less(count_S1, one)
+  heads = Where(sees_nothing_S1, nothing, plain)
+"""
 WRITTEN_OUT = (
     HEADER, HEADS_FIRST, GROWING, REPEATED, PRODUCTS, CAUSAL, MASKED, SOFTMAX, HEADS_LAST, FOOTER
 )  # fmt: skip

@@ -15,6 +15,7 @@ from gear_trt.export.passes.forms.trial import (
     SATURATING,
     Operands,
     Trial,
+    guarded,
     repeated_heads,
     sliding_window_of,
     trial_lengths,
@@ -59,7 +60,8 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
     scale, softcap = _measure_scores(trial, _scores(node), window)
     facts = AttentionFacts(*heads, scale, softcap, window)
     check_facts(facts)
-    trial.check(weighted_sum.outputs[0], facts)
+    output = guarded(weighted_sum.outputs[0])
+    trial.check(output, facts)
     return KvSite(
         form=FORM,
         node=weighted_sum,
@@ -67,7 +69,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
         query=operands.query,
         key=operands.key.new,
         value=operands.value.new,
-        output=weighted_sum.outputs[0],
+        output=output,
         heads_first=True,
         dtype=operands.dtype,
     )

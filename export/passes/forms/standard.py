@@ -10,6 +10,7 @@ from gear_trt.export.passes.forms.cache import Append, append_of_op, find_append
 from gear_trt.export.passes.forms.trial import (
     Operands,
     Trial,
+    guarded,
     sliding_window_of,
     trial_lengths,
     visible,
@@ -41,7 +42,8 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     window = _sliding_window(node, operands.key, context)
     facts = _facts(node, heads, window)
     check_facts(facts)
-    Trial(context, operands, heads).check(node.outputs[0], facts)
+    output = guarded(node.outputs[0])
+    Trial(context, operands, heads).check(output, facts)
     return KvSite(
         form=FORM,
         node=node,
@@ -49,7 +51,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         query=operands.query,
         key=operands.key.new,
         value=operands.value.new,
-        output=node.outputs[0],
+        output=output,
         heads_first=operands.heads_first,
         dtype=operands.dtype,
     )

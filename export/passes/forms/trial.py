@@ -148,6 +148,16 @@ class Trial:
         return array_BNSD.astype(self._operands.dtype.numpy())
 
 
+def guarded(output: ir.Value) -> ir.Value:
+    """Walk on to the Where, if there is one, that clears the rows of queries that see nothing.
+
+    No query of ours sees nothing: it sees at least itself.
+    """
+    readers = list(output.consumers())
+    is_guarded = len(readers) == 1 and readers[0].op_type == "Where"
+    return readers[0].outputs[0] if is_guarded else output
+
+
 def repeated_heads(context: SearchContext, operand: ir.Value, append: Append) -> int:
     """Return N: how many heads keys or values have when the attention product reads them.
 
