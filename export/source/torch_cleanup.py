@@ -52,22 +52,20 @@ def _transpose_weights_lazily(main: ir.Graph) -> None:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is None or weight.const_value is None or len(weight.uses()) > 1:
             continue
-        turned = _turned(weight, node.attributes.get_ints("perm", ()))
+        perm = node.attributes.get_ints("perm", ())
+        turned = _turned(f"{weight.name}.transposed", weight.const_value, perm)
         main.register_initializer(turned)
         node.outputs[0].replace_all_uses_with(turned)
 
 
-def _turned(weight: ir.Value, perm: Sequence[int]) -> ir.Value:
-    tensor = weight.const_value
-    if tensor is None or weight.name is None:
-        raise ValueError("a weight has a name and a tensor")
+def _turned(name: str, tensor: ir.TensorProtocol, perm: Sequence[int]) -> ir.Value:
+    def turn() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(tensor.numpy().transpose(perm)), dtype=tensor.dtype)
 
-    def turn() -> ir.Tensor:
-        return ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(perm)), dtype=tensor.dtype)
-
-    shape = ir.Shape([tensor.shape[axis] for axis in perm])
-    lazy = ir.LazyTensor(turn, dtype=tensor.dtype, shape=shape, name=f"{weight.name}.transposed")
-    return ir.val(lazy.name, tensor.dtype, shape, const_value=lazy)
+    sizes = tensor.shape.numpy()
+    shape = ir.Shape([sizes[axis] for axis in perm])
+    lazy = ir.LazyTensor(turn, dtype=tensor.dtype, shape=shape, name=name)
+    return ir.val(name, tensor.dtype, shape, const_value=lazy)
 
 
 def _unify_types(main: ir.Graph, node: ir.Node) -> None:
