@@ -31,8 +31,12 @@ def model(tmp_path_factory):
     return path
 
 
+# A test runner that ignores Ctrl-C (as one in the background does) passes that on to its children.
+HEED_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
 def start(*arguments, code=RUN, **options):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", f"{HEED_CTRL_C}\n{code}", *map(str, arguments)]
     return subprocess.Popen(
         [*command, "--max-context", str(text.CONTEXT)],
         stdout=subprocess.PIPE,
