@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
 from gear_trt.export.source.source import Progress, open_source
 from gear_trt.runtime.manifest import LayerFacts, ModelFacts
 from gear_trt.spec import CompressionConfig
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_CONTEXT = 4096
 """Tokens up to which masks are looked at where nothing says how long the context is."""
@@ -144,6 +147,9 @@ class _Job:
         with self.stage("find"):
             normalize(self._source.model)
             self._found = find_kv(SearchContext(self._source.model.graph, context))
+        for layer, item in enumerate(self._found):
+            verdict = item.facts if isinstance(item, KvSite) else item.reason
+            log.debug("layer %d, %s node %s: %s", layer, item.form, item.node.name, verdict)
 
     def rewrite(self, max_context: int | None) -> ModelFacts:
         """Route the layers and return the facts of the model.

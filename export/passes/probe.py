@@ -61,10 +61,10 @@ def feed_graph_inputs(graph: ir.Graph, lengths: Lengths) -> dict[ir.Value, Array
     return {value: array for value, array in feeds.items() if array is not None}
 
 
-def batch_size(past: ir.Value) -> int:
-    """B for a trial run: 2, unless the graph fixes it."""
+def batch_size(past: ir.Value, wanted: int) -> int:
+    """B for a trial run: what is wanted, unless the graph fixes it."""
     size = past.shape[0] if past.shape is not None else None
-    return size if isinstance(size, int) else 2
+    return size if isinstance(size, int) else wanted
 
 
 def _conventional(value: ir.Value, lengths: Lengths) -> Array | None:

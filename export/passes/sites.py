@@ -105,21 +105,19 @@ Matcher = Callable[[ir.Node, SearchContext], KvSite | None]
 Raises `MismatchError` where it is one that cannot be routed."""
 
 
-def check_facts(facts: AttentionFacts) -> None:
+def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
     """Refuse heads that the op cannot hold.
 
     Raises:
         MismatchError: With the reason.
     """
-    if facts.head_dim % HEAD_DIM_MULTIPLE or not 0 < facts.head_dim <= MAX_HEAD_DIM:
+    if head_dim % HEAD_DIM_MULTIPLE or not 0 < head_dim <= MAX_HEAD_DIM:
         raise MismatchError(
-            f"head_dim is {facts.head_dim}, which is no multiple of {HEAD_DIM_MULTIPLE} up to "
+            f"head_dim is {head_dim}, which is no multiple of {HEAD_DIM_MULTIPLE} up to "
             f"{MAX_HEAD_DIM}"
         )
-    if not facts.num_kv_heads or facts.num_heads % facts.num_kv_heads:
-        raise MismatchError(
-            f"{facts.num_heads} query heads are no multiple of {facts.num_kv_heads} KV heads"
-        )
+    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+        raise MismatchError(f"{num_heads} query heads are no multiple of {num_kv_heads} KV heads")
 
 
 def float_type(value: ir.Value) -> ir.DataType:

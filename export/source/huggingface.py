@@ -66,8 +66,7 @@ def _check_gguf(path: Path) -> None:
     if missing:
         raise GearError(
             ErrorCode.MISSING_DEPENDENCY,
-            f"GGUF files need {' and '.join(missing)}, which {'is' if missing[1:] else 'are'} "
-            "not installed",
+            f"GGUF files need packages that are not installed: {', '.join(missing)}",
             hint="pip install 'gear-trt[gguf]'",
         )
     with path.open("rb") as file:
@@ -101,9 +100,6 @@ def _load_model(folder: Path, gguf_file: str | None, config: PreTrainedConfig) -
     absent = sorted(loading["missing_keys"]) or sorted(map(str, loading["mismatched_keys"]))
     if absent:
         raise _damaged(folder / (gguf_file or ""), f"weight {absent[0]} is missing or misshapen")
-    # transformers leaves this behind after dequantizing, and then refuses to save anything.
-    if gguf_file is not None and hasattr(network.config, "quantization_config"):
-        del network.config.quantization_config
     return network
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import gear_trt
 from benchmarks.variants import write_variant
 from gear_trt.spec import CompressionConfig
+from tests.e2e.readme import commands, run
 
 
 @pytest.fixture(scope="session")
@@ -20,15 +20,27 @@ def gguf():
 
 
 @pytest.fixture(scope="session")
-def export(gguf, tmp_path_factory):
-    """Return the real model's engine folder for a preset; exported once, then varied."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    gear_trt.export_model(gguf, folder / "k4v4", config=CompressionConfig.preset("k4v4"))
+def real_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gguf_command(gguf, real_folder):
+    """Run the README's export of a GGUF file on the real model; return the command."""
+    words = next(words for words in commands("README.md") if "model.gguf" in words)
+    (real_folder / "model.gguf").symlink_to(gguf)
+    run(words, real_folder)
+    return words
+
+
+@pytest.fixture(scope="session")
+def export(real_folder, gguf_command):
+    """Return the real model's engine folder for a preset: exported once, then varied."""
+    exported = real_folder / gguf_command[gguf_command.index("-o") + 1]
 
     def engine(preset):
-        if not (folder / preset).exists():
-            config = CompressionConfig.preset(preset)
-            write_variant(folder / "k4v4", folder / preset, config)
-        return folder / preset
+        if not (real_folder / preset).exists():
+            write_variant(exported, real_folder / preset, CompressionConfig.preset(preset))
+        return real_folder / preset
 
     return engine

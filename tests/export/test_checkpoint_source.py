@@ -93,7 +93,7 @@ def test_missing_gguf_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error = refused(tmp_path / "model.gguf", tmp_path)
     assert error.code is ErrorCode.MISSING_DEPENDENCY
-    assert "accelerate and gguf" in error.message
+    assert "accelerate, gguf" in error.message
     assert error.hint == "pip install 'gear-trt[gguf]'"
 
 

@@ -16,9 +16,9 @@ from gear_trt.export.passes.forms.trial import (
     Operands,
     Trial,
     guarded,
+    longest_lengths,
     repeated_heads,
     sliding_window_of,
-    trial_lengths,
     visible,
 )
 from gear_trt.export.passes.probe import evaluate, feed_graph_inputs
@@ -27,7 +27,7 @@ from gear_trt.export.passes.sites import (
     KvSite,
     MismatchError,
     SearchContext,
-    check_facts,
+    check_heads,
     fixed_dim,
     present,
 )
@@ -55,11 +55,11 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
         fixed_dim(operands.key.past, 1, "the number of KV heads"),
         fixed_dim(operands.key.past, 3, "head_dim"),
     )
+    check_heads(*heads)
     window = _sliding_window(node, product, operands, heads[0], context)
     trial = Trial(context, operands, heads)
     scale, softcap = _measure_scores(trial, _scores(node), window)
     facts = AttentionFacts(*heads, scale, softcap, window)
-    check_facts(facts)
     output = guarded(weighted_sum.outputs[0])
     trial.check(output, facts)
     return KvSite(
@@ -138,7 +138,7 @@ def _sliding_window(
     context: SearchContext,
 ) -> int:
     """Run the mask alone: with scores of 0, the softmax reads what the mask adds."""
-    lengths = trial_lengths(context, operands.key.past)
+    lengths = longest_lengths(context, operands.key.past)
     feeds = feed_graph_inputs(context.graph, lengths)
     shape = (lengths.batch, num_heads, lengths.new, lengths.total)
     feeds[product.outputs[0]] = np.zeros(shape, operands.dtype.numpy())
@@ -155,4 +155,5 @@ def _measure_scores(trial: Trial, scores: ir.Value, sliding_window: int) -> tupl
     is_linear = cap > 0.5 * largest * SATURATING / GENTLE
     linear = gentle[seen] if is_linear else cap * np.arctanh(gentle[seen] / cap)
     products = GENTLE * trial.products()[seen]
-    return float(linear @ products / (products @ products)), 0.0 if is_linear else cap
+    scale = np.float32(linear @ products / (products @ products))
+    return float(scale), 0.0 if is_linear else cap

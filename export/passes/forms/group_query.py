@@ -16,7 +16,7 @@ from gear_trt.export.passes.sites import (
     MismatchError,
     Rotary,
     SearchContext,
-    check_facts,
+    check_heads,
     fixed_dim,
     float_type,
     present,
@@ -58,12 +58,10 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     for past_input, present_output in zip(_PAST_INPUTS, _PRESENT_OUTPUTS, strict=True):
         append_of_op(node, past_input, present_output)
     query, (key, value) = present(node.inputs[0]), node.inputs[1:3]
-    facts = _facts(node, query, is_packed=key is None)
-    check_facts(facts)
     return KvSite(
         form=FORM,
         node=node,
-        facts=facts,
+        facts=_facts(node, query, is_packed=key is None),
         query=query,
         key=key,
         value=value,
@@ -93,11 +91,12 @@ def _facts(node: ir.Node, query: ir.Value, *, is_packed: bool) -> AttentionFacts
     num_kv_heads = node.attributes.get_int("kv_num_heads", 0)
     heads = num_heads + 2 * num_kv_heads if is_packed else num_heads
     head_dim = fixed_dim(query, -1, "the width of the query") // max(heads, 1)
+    check_heads(num_heads, num_kv_heads, head_dim)
     return AttentionFacts(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        scale=node.attributes.get_float("scale", 0.0) or 1.0 / math.sqrt(max(head_dim, 1)),
+        scale=node.attributes.get_float("scale", 0.0) or 1.0 / math.sqrt(head_dim),
         softcap=node.attributes.get_float("softcap", 0.0),
         sliding_window=max(node.attributes.get_int("local_window_size", -1), 0),
     )

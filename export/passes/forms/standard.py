@@ -11,8 +11,8 @@ from gear_trt.export.passes.forms.trial import (
     Operands,
     Trial,
     guarded,
+    longest_lengths,
     sliding_window_of,
-    trial_lengths,
     visible,
 )
 from gear_trt.export.passes.probe import evaluate, feed_graph_inputs
@@ -21,7 +21,7 @@ from gear_trt.export.passes.sites import (
     KvSite,
     MismatchError,
     SearchContext,
-    check_facts,
+    check_heads,
     fixed_dim,
     present,
 )
@@ -39,9 +39,9 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     """
     operands = _operands(node)
     heads = _heads(node, operands)
+    check_heads(*heads)
     window = _sliding_window(node, operands.key, context)
     facts = _facts(node, heads, window)
-    check_facts(facts)
     output = guarded(node.outputs[0])
     Trial(context, operands, heads).check(output, facts)
     return KvSite(
@@ -90,7 +90,7 @@ def _sliding_window(node: ir.Node, key: Append, context: SearchContext) -> int:
         if not is_causal:
             raise MismatchError("it has no mask and is not causal")
         return 0
-    lengths = trial_lengths(context, key.past)
+    lengths = longest_lengths(context, key.past)
     (bias,) = evaluate(context.graph, feed_graph_inputs(context.graph, lengths), [mask])
     if is_causal and bias.dtype == bool:
         bias = bias & visible(lengths, sliding_window=0)
@@ -103,7 +103,7 @@ def _facts(node: ir.Node, heads: tuple[int, int, int], sliding_window: int) -> A
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        scale=node.attributes.get_float("scale", 1.0 / math.sqrt(max(head_dim, 1))),
+        scale=node.attributes.get_float("scale", 1.0 / math.sqrt(head_dim)),
         softcap=node.attributes.get_float("softcap", 0.0),
         sliding_window=sliding_window,
     )

@@ -8,7 +8,7 @@ from gear_trt.export.passes.sites import (
     AttentionFacts,
     KvSite,
     SearchContext,
-    check_facts,
+    check_heads,
     float_type,
     present,
 )
@@ -33,7 +33,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         softcap=attributes.get_float("softcap", 0.0),
         sliding_window=attributes.get_int("sliding_window", 0),
     )
-    check_facts(facts)
+    check_heads(facts.num_heads, facts.num_kv_heads, facts.head_dim)
     return KvSite(
         form=FORM,
         node=node,

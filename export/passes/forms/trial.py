@@ -34,8 +34,6 @@ GENTLE = 1 / 16
 """Factor on the queries that keeps a soft cap from bending the scores much."""
 TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2}
 
-_SMALL = (3, 5)  # S, P
-
 
 @dataclass(frozen=True)
 class Operands:
@@ -74,7 +72,7 @@ class Trial:
         num_heads, num_kv_heads, head_dim = heads
         self._graph = context.graph
         self._operands = operands
-        self.lengths = Lengths(batch_size(operands.key.past), *_SMALL)
+        self.lengths = small_lengths(operands.key.past)
         new, past, batch = self.lengths.new, self.lengths.past, self.lengths.batch
         random = np.random.default_rng(0)
         self.query_BNSD = random.standard_normal((batch, num_heads, new, head_dim))
@@ -169,7 +167,7 @@ def repeated_heads(context: SearchContext, operand: ir.Value, append: Append) ->
     Raises:
         MismatchError: It depends on more than past and new keys.
     """
-    lengths = Lengths(batch_size(append.past), *_SMALL)
+    lengths = small_lengths(append.past)
     feeds = feed_graph_inputs(context.graph, lengths)
     past_BHPD = feeds[append.past]
     batch, num_kv_heads, _, head_dim = past_BHPD.shape
@@ -190,10 +188,15 @@ def visible(lengths: Lengths, sliding_window: int) -> Array:
     return seen_ST
 
 
-def trial_lengths(context: SearchContext, past: ir.Value) -> Lengths:
-    """Two new tokens after as many past ones as the model can have."""
+def small_lengths(past: ir.Value) -> Lengths:
+    """Return sizes that tell every axis from every other."""
+    return Lengths(batch_size(past, 2), new=3, past=5)
+
+
+def longest_lengths(context: SearchContext, past: ir.Value) -> Lengths:
+    """Return two new tokens after as many past ones as the model can have."""
     total = min(context.max_context, LONGEST_TRIAL)
-    return Lengths(batch_size(past), 2, max(total - 2, 1))
+    return Lengths(batch_size(past, 1), new=2, past=max(total - 2, 1))
 
 
 def sliding_window_of(bias: Array, lengths: Lengths) -> int:
