@@ -187,17 +187,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail on drift")
     check = parser.parse_args(arguments).check
-    stale = [
-        path
+    stale = {
+        path: text
         for path, text in generated_files().items()
         if not path.is_file() or path.read_text() != text
-    ]
-    for path in stale:
+    }
+    for path, text in stale.items():
         if check:
             sys.stderr.write(f"{path} is stale: run `python -m gear_trt.spec.codegen`\n")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(generated_files()[path])
+            path.write_text(text)
     return int(check and bool(stale))
 
 

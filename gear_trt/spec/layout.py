@@ -41,8 +41,8 @@ DERIVED: dict[str, str] = {
     "value_groups": "(head_dim + group_size - 1) // group_size",
     "key_plane_bits": "key_bits - (key_bits == 3)",
     "value_plane_bits": "value_bits - (value_bits == 3)",
-    "key_supers": "(key_groups * head_dim + 31) // 32",
-    "value_supers": "(value_groups * chunk + 31) // 32",
+    "key_supers": f"(key_groups * head_dim + {SUPER_BLOCK - 1}) // {SUPER_BLOCK}",
+    "value_supers": f"(value_groups * chunk + {SUPER_BLOCK - 1}) // {SUPER_BLOCK}",
 }
 """Variables computed from the config and `head_dim`, in order."""
 
