@@ -291,6 +291,7 @@ class AttentionCall:
         new_lengths: [B] int32.
         before: State before the call; pages and slots that nobody owns hold noise.
         output_BSND: [B, S, N, D] float32: the expected result.
+        lossless_BSND: [B, S, N, D] float32: the result over a cache that compresses nothing.
         after: Expected state.
     """
 
@@ -303,6 +304,7 @@ class AttentionCall:
     new_lengths: NDArray[np.int32]
     before: State
     output_BSND: FloatArray
+    lossless_BSND: FloatArray
     after: State
 
 
@@ -314,7 +316,8 @@ def attention_call(case: AttentionCase) -> AttentionCall:
     past, new = (np.array(lengths, np.int32) for lengths in (case.past, case.new))
     seq_len = max(1, *case.new)
     page_table, spare = _page_table(rng, config, past + new)
-    cache = _noisy_cache(rng, case, page_table.size + spare, batch + 1)
+    cache = _noisy_cache(rng, case, case.config, page_table.size + spare, batch + 1)
+    lossless = _noisy_cache(rng, case, _lossless(config), page_table.size + spare, batch + 1)
     slots = rng.permutation(batch + 1)[:batch].astype(np.int32)
     places = {"page_table": page_table, "slots": slots}
 
@@ -327,15 +330,19 @@ def attention_call(case: AttentionCase) -> AttentionCall:
     if past.any():
         history = [activations(int(past.max()), case.kv_heads) for _ in range(2)]
         empty = np.zeros(batch, np.int32)
-        cache.append(*history, **places, past_lengths=empty, new_lengths=past)
+        for filled in (cache, lossless):
+            filled.append(*history, **places, past_lengths=empty, new_lengths=past)
     before = State(cache.page_pool, cache.residual_buffer).copy()
 
     lengths = {"past_lengths": past, "new_lengths": new}
     query = activations(seq_len, case.kv_heads * case.group)
     key, value = (activations(seq_len, case.kv_heads) for _ in range(2))
-    output = reference.attend(
-        query, key, value, cache, **places, **lengths,
-        scale=case.scale, softcap=case.softcap, sliding_window=case.sliding_window,
+    output, lossless_output = (
+        reference.attend(
+            query, key, value, held, **places, **lengths,
+            scale=case.scale, softcap=case.softcap, sliding_window=case.sliding_window,
+        )
+        for held in (cache, lossless)
     )  # fmt: skip
     cache.append(key, value, **places, **lengths)
     for b, count in enumerate(new):
@@ -348,6 +355,7 @@ def attention_call(case: AttentionCase) -> AttentionCall:
         **lengths,
         before=before,
         output_BSND=output,
+        lossless_BSND=lossless_output,
         after=State(cache.page_pool, cache.residual_buffer),
     )
 
@@ -365,11 +373,20 @@ def _page_table(
     return table, spare
 
 
+def _lossless(config: CompressionConfig) -> CompressionConfig:
+    """Pages of the same tokens, with their values as they are."""
+    return CompressionConfig.preset("exact", chunk=config.chunk, sinks=config.sinks)
+
+
 def _noisy_cache(
-    rng: np.random.Generator, case: AttentionCase, num_pages: int, slots: int
+    rng: np.random.Generator,
+    case: AttentionCase,
+    config: CompressionConfig,
+    num_pages: int,
+    slots: int,
 ) -> reference.ReferenceCache:
     cache = reference.ReferenceCache(
-        case.config,
+        config,
         num_pages=num_pages,
         slots=slots,
         num_kv_heads=case.kv_heads,

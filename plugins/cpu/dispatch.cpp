@@ -14,7 +14,13 @@ extern const Kernels kKernels;
 namespace avx2 {
 extern const Kernels kKernels;
 }
+namespace avx_vnni {
+extern const Kernels kKernels;
+}
 namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx512_vnni {
 extern const Kernels kKernels;
 }
 #endif
@@ -37,7 +43,9 @@ std::vector<Candidate> candidates() {
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   all.push_back({&avx2::kKernels, has_avx2});
+  all.push_back({&avx_vnni::kKernels, has_avx2 && __builtin_cpu_supports("avxvnni")});
   all.push_back({&avx512::kKernels, has_avx512});
+  all.push_back({&avx512_vnni::kKernels, has_avx512 && __builtin_cpu_supports("avx512vnni")});
 #endif
   return all;
 }

@@ -46,6 +46,7 @@ struct alignas(64) AttendScratch {
   float scales[kMaxScales];
   float mins[kMaxScales];
   float folded[8 * kMaxScales];  // scales times the weights of a block of rows
+  uint8_t folded_bytes[8 * kMaxGroups * kMaxVectorLength];
 };
 
 // Memory of one thread that compresses. V vectors of L elements: keys are transposed.

@@ -5,6 +5,9 @@ import numpy as np
 from gear_trt.reference.page import decode_side
 from gear_trt.spec import CompressionConfig, page_layout
 
+INSTRUCTION_SETS = ("scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni")
+"""Every path of the CPU kernels, from the most portable to the fastest."""
+
 FITTED = ("token_factors", "channel_factors", "factor_scales")
 """Fields that follow float sums, whose order kernels choose."""
 

@@ -3,9 +3,10 @@ from collections.abc import Iterator
 import pytest
 
 from gear_trt import native
+from tests.plugins.checks import INSTRUCTION_SETS
 
 
-@pytest.fixture(params=("scalar", "avx2", "avx512"))
+@pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request) -> Iterator[str]:
     """Every kernel path in turn, as far as this machine can run it."""
     available = native.build_info()["instruction_sets"]

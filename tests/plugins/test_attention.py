@@ -9,6 +9,20 @@ from tests.plugins.checks import Guarded, assert_pages_equal, nmse
 TOLERANCE = {"float32": 1e-10, "float16": 1e-6}
 """Largest NMSE by output type; rounding to FP16 alone costs 5e-8."""
 
+FEW_ROWS = 16
+"""Rows (tokens times heads) of a sequence that meet codes; for more a page is decoded to floats."""
+
+LARGEST_SHARE = 0.25
+"""Error of integer products as a share of the error of the quantization itself."""
+
+
+def tolerance(case, call, instruction_set):
+    """Largest NMSE to the reference: of few rows, all paths but one multiply codes as integers."""
+    uses_integers = any(0 < new * case.group <= FEW_ROWS for new in case.new)
+    if instruction_set == "scalar" or not uses_integers:
+        return TOLERANCE[case.dtype]
+    return TOLERANCE[case.dtype] + LARGEST_SHARE**2 * nmse(call.output_BSND, call.lossless_BSND)
+
 
 def run(case, call, state, **options):
     """Run the kernels on `state`; return the output."""
@@ -55,7 +69,7 @@ def test_output_and_state_equal_the_reference(case, instruction_set):
     run(case, call, state, out=out.array)
     for guarded in (pool, buffer, out):
         guarded.check()
-    assert nmse(out.array, call.output_BSND) <= TOLERANCE[case.dtype]
+    assert nmse(out.array, call.output_BSND) <= tolerance(case, call, instruction_set)
     for row, count in zip(out.array, case.new, strict=True):
         assert not row[count:].any()
     assert_states_equal(state, call.after, case, call)
@@ -111,4 +125,5 @@ def test_pages_behind_the_window_may_be_gone(instruction_set):
     case = AttentionCase("freed", past=(400,), new=(3,), sliding_window=70)
     call = attention_call(case)
     call.page_table[0, :4] = -1
-    assert nmse(run(case, call, call.before.copy()), call.output_BSND) <= 1e-6
+    output = run(case, call, call.before.copy())
+    assert nmse(output, call.output_BSND) <= tolerance(case, call, instruction_set)

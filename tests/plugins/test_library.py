@@ -9,6 +9,7 @@ import pytest
 from gear_trt import native
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import layout_hash
+from tests.plugins.checks import INSTRUCTION_SETS
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_the_best_instruction_set_is_the_default():
     assert run.stdout.strip() == native.build_info()["instruction_sets"][-1]
 
 
-@pytest.mark.parametrize("name", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_gear_cpu_chooses_the_instruction_set(name):
     if name not in native.build_info()["instruction_sets"]:
         pytest.skip(f"this machine has no {name}")

@@ -30,7 +30,7 @@ class Attention {
   void write_output() const {
     for (int row = 0; row < share_.num_rows; ++row) {
       float* acc = state_.acc + row * config_.head_dim;
-      scale_row(acc, config_.head_dim, 1.0f / state_.sum[row]);
+      scale_row(acc, config_.head_dim, 1.0f / reduce_add(state_.sums[row]));
       store_row(sequence_, share_.first_row + row, acc);
     }
   }
@@ -38,7 +38,7 @@ class Attention {
   void write_partial(const Partial& partial) const {
     for (int row = 0; row < share_.num_rows; ++row) {
       partial.largest[row] = state_.largest[row];
-      partial.sum[row] = state_.sum[row];
+      partial.sum[row] = reduce_add(state_.sums[row]);
     }
     memcpy(partial.acc, state_.acc, sizeof(float) * share_.num_rows * config_.head_dim);
   }
@@ -77,12 +77,13 @@ class Attention {
     for (int i = share_.first_page; i < share_.end_page; ++i) {
       if (is_before(config_, i, first)) continue;
       const int start = page_start(config_, i);
-      const int32_t* page = sequence_.pages + sequence_.page_ids[i] * sequence_.page_stride;
+      const int32_t* page = page_at(i);
       for (int t = 0; t < config_.chunk; ++t) positions_[t] = start + t;
-      if (i + 1 < share_.end_page) prefetch_page(sequence_.page_ids[i + 1]);
-      key_product(key_side, page, query);
+      const int32_t* next = i + 1 < share_.end_page ? page_at(i + 1) : page;
+      prefetch(next);
+      key_product(key_side, page, next, query);
       weigh(config_.chunk, config_.chunk);
-      value_product(value_side, page);
+      value_product(value_side, page, next);
     }
     if (config_.rotate_values) rotate_rows(state_.acc, share_.num_rows, config_.head_dim);
   }
@@ -125,20 +126,23 @@ class Attention {
     transpose_matrix({scratch_.rows, head_dim}, {scratch_.keys, config_.chunk}, width, head_dim);
   }
 
-  // Pages of a sequence lie anywhere: without this, those that have left the second-level cache
-  // cost half the time again.
-  void prefetch_page(int id) const {
-    const int32_t* page = sequence_.pages + id * sequence_.page_stride;
-    for (int word = 0; word < sequence_.shape->layout.page_words; word += kLineWords) {
+  const int32_t* page_at(int index) const {
+    return sequence_.pages + sequence_.page_ids[index] * sequence_.page_stride;
+  }
+
+  // Asks for what follows the codes, whose products ask for theirs.
+  void prefetch(const int32_t* page) const {
+    const PageLayout& layout = sequence_.shape->layout;
+    for (int word = layout.key.scales; word < layout.page_words; word += kLineWords) {
       __builtin_prefetch(page + word, 0, 2);
     }
   }
 
   // scores = query · K.
-  void key_product(const Side& side, const int32_t* page, const float* query) {
+  void key_product(const Side& side, const int32_t* page, const int32_t* next, const float* query) {
     clear_scores();
     if (is_direct(side)) {
-      multiply_side(side, page, {query, config_.head_dim}, {scratch_.scores, config_.chunk},
+      multiply_side(side, page, next, {query, config_.head_dim}, {scratch_.scores, config_.chunk},
                     share_.num_rows, product_scratch());
     } else {
       decode_side(side, page, scratch_, scratch_.keys);
@@ -147,10 +151,10 @@ class Attention {
   }
 
   // acc += weights · V.
-  void value_product(const Side& side, const int32_t* page) {
+  void value_product(const Side& side, const int32_t* page, const int32_t* next) {
     if (is_direct(side)) {
-      multiply_side(side, page, {scratch_.scores, config_.chunk}, {state_.acc, config_.head_dim},
-                    share_.num_rows, product_scratch());
+      multiply_side(side, page, next, {scratch_.scores, config_.chunk},
+                    {state_.acc, config_.head_dim}, share_.num_rows, product_scratch());
     } else {
       decode_side(side, page, scratch_, scratch_.values);
       multiply_values(config_.chunk);
@@ -158,10 +162,12 @@ class Attention {
   }
 
   bool is_direct(const Side& side) const {
-    return side.at.quantized && share_.num_rows <= kFewRows;
+    return side.at.quantized && sequence_.new_tokens * sequence_.group <= kFewRows;
   }
 
-  ProductScratch product_scratch() { return {scratch_.scales, scratch_.mins, scratch_.folded}; }
+  ProductScratch product_scratch() {
+    return {scratch_.scales, scratch_.mins, scratch_.folded, scratch_.folded_bytes};
+  }
 
   // Attends to the first `count` tokens of the tiles; `width` is that number padded to 16.
   void attend_tile(const float* query, int count, int width) {
@@ -193,8 +199,8 @@ class Attention {
       float* scores = scratch_.scores + row * config_.chunk;
       if (sequence_.softcap > 0.0f) cap(scores, width);
       if (!all_visible) mask(scores, row, width);
-      add_scores(state_, row, scores, width);
     }
+    add_scores(state_, share_.num_rows, scratch_.scores, config_.chunk, width);
   }
 
   void cap(float* scores, int width) const {

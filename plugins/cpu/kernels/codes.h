@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "cpu/kernels/side.h"
 #include "cpu/kernels/simd.h"
 
 namespace gear::cpu::GEAR_ISA {
@@ -16,7 +17,14 @@ inline constexpr int kLineWords = 16;
 struct CodePlanes {
   const uint32_t* low;   // all bits; of 3-bit codes the low two
   const uint32_t* high;  // bit 2 of 3-bit codes
+  int64_t ahead;         // words to the page that is needed next
 };
+
+// `next` is the page that is needed after this one.
+static inline CodePlanes code_planes(const Side& side, const int32_t* page, const int32_t* next) {
+  const auto* words = reinterpret_cast<const uint32_t*>(page);
+  return {words + side.at.codes, words + side.at.codes_high, next - page};
+}
 
 static inline Words shift_right(Words x, int count) {
   return x >> (Words{} + static_cast<uint32_t>(count));
@@ -34,6 +42,39 @@ static inline Words load_unit(const CodePlanes& planes, int unit, int part) {
   if constexpr (kBits != 3) return low;
   const Words high = load<Words>(planes.high + unit / 8 * kLineWords + part);
   return low | (shift_right(high, unit % 8) & 0x01010101u) << 2;
+}
+
+// Codes of kBlocks consecutive units of one plane, shifted to the lowest bits of their bytes;
+// `first` is a multiple of kBlocks. Asks for the same lines of the page that is needed next:
+// requests all at once would pile up, and without them a page that has left the second-level cache
+// costs half the time again.
+template <int kPlaneBits, int kBlocks>
+static inline void load_plane(const uint32_t* plane, int64_t ahead, int first, int part,
+                              Words* codes) {
+  constexpr int kUnits = 8 / kPlaneBits;
+  constexpr int kLines = kBlocks < kUnits ? 1 : kBlocks / kUnits;
+  constexpr uint32_t kMask = ((1u << kPlaneBits) - 1) * 0x01010101u;
+  const uint32_t* line = plane + first / kUnits * kLineWords + part;
+  Words words[kLines];
+  for (int i = 0; i < kLines; ++i) {
+    words[i] = load<Words>(line + i * kLineWords);
+    __builtin_prefetch(line + ahead + i * kLineWords, 0, 2);
+  }
+  if constexpr (kBlocks < kUnits) words[0] = shift_right(words[0], kPlaneBits * (first % kUnits));
+  for (int b = 0; b < kBlocks; ++b) {
+    codes[b] = words[b / kUnits] >> (kPlaneBits * (b % kUnits)) & kMask;
+  }
+}
+
+// Codes of kBlocks consecutive units, one per byte; `first` is a multiple of kBlocks.
+template <int kBits, int kBlocks>
+static inline void load_units(const CodePlanes& planes, int first, int part, Words* codes) {
+  load_plane<kBits == 3 ? 2 : kBits, kBlocks>(planes.low, planes.ahead, first, part, codes);
+  if constexpr (kBits == 3) {
+    Words high[kBlocks];
+    load_plane<1, kBlocks>(planes.high, planes.ahead, first, part, high);
+    for (int b = 0; b < kBlocks; ++b) codes[b] |= high[b] << 2;
+  }
 }
 
 // The codes of vector kVector of a unit as floats.

@@ -47,9 +47,30 @@ static inline Floats broadcast(float x) { return x - Floats{}; }
 
 static inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 
-static inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+// a < b ? a : b, which is what the instruction computes; GCC does not find it.
+static inline Floats minimum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_min_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(
+      _mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 
-static inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+static inline Floats maximum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(
+      _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
 static inline Floats absolute(Floats x) {
   return reinterpret_cast<Floats>(reinterpret_cast<Words>(x) & 0x7fffffffu);
@@ -104,9 +125,48 @@ static inline float reduce(Floats x, Combine combine) {
   return x[0];
 }
 
-static inline float reduce_add(Floats x) {
-  return reduce(x, [](Floats a, Floats b) { return a + b; });
+// Combines registers in pairs: lanes with the bit kDistance clear become the first one's, lanes
+// with it set the second one's, each combined with its neighbour kDistance away.
+template <int kDistance, int kCount, typename Combine>
+static inline void halve(Floats* x, Combine combine) {
+  for (int i = 0; i < kCount / 2; ++i) {
+    const Floats low = x[2 * i];
+    const Floats high = x[2 * i + 1];
+    const Floats own =
+        shuffle(low, high, [](int lane) { return lane & kDistance ? kWidth + lane : lane; });
+    const Floats other = shuffle(
+        low, high, [](int lane) { return (lane & kDistance ? kWidth : 0) + (lane ^ kDistance); });
+    x[i] = combine(own, other);
+  }
 }
+
+// Registers that `reduce_each` takes at a time.
+inline constexpr int kReduceBatch = kWidth < 8 ? kWidth : 8;
+
+static inline constexpr int padded_to_batch(int count) {
+  return (count + kReduceBatch - 1) / kReduceBatch * kReduceBatch;
+}
+
+// target[i] = what `reduce` makes of register_of(i): cheaper for many registers than for one, for
+// every pass halves their number. The target is padded to kReduceBatch.
+template <typename Combine, typename RegisterOf>
+static inline void reduce_each(int count, float* target, Combine combine, RegisterOf register_of) {
+  for (int first = 0; first < count; first += kReduceBatch) {
+    Floats batch[kReduceBatch];
+    for (int i = 0; i < kReduceBatch; ++i) {
+      batch[i] = first + i < count ? register_of(first + i) : Floats{};
+    }
+    halve<1, kReduceBatch>(batch, combine);
+    halve<2, kReduceBatch / 2>(batch, combine);
+    if constexpr (kReduceBatch > 4) halve<4 % kWidth, kReduceBatch / 4>(batch, combine);
+    if constexpr (kWidth > 8) batch[0] = combine(batch[0], swap_lanes<8 % kWidth>(batch[0]));
+    memcpy(target + first, batch, sizeof(float) * kReduceBatch);
+  }
+}
+
+static inline Floats add(Floats a, Floats b) { return a + b; }
+
+static inline float reduce_add(Floats x) { return reduce(x, add); }
 
 static inline float reduce_max(Floats x) { return reduce(x, maximum); }
 
@@ -179,6 +239,51 @@ static inline Floats load_nibbles(const uint8_t* source) {
   return to_floats(on_top >> 28);
 }
 
+// Nearest integers, ties to even, for |x| < 2^22.
+static inline Ints to_nearest(Floats x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Ints>(_mm512_maskz_cvtps_epi32(0xffff, reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Ints>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x)));
+#else
+  return __builtin_convertvector(round_even(x), Ints);
+#endif
+}
+
+// Lanes of x[0], x[1], x[2], x[3] in order as bytes, signed or not, which they fit.
+template <bool kSigned>
+static inline Words pack_bytes(const Ints* x) {
+#if defined(__AVX512F__)
+  const auto pack = [](Ints low, Ints high) {
+    return _mm512_packs_epi32(reinterpret_cast<__m512i>(low), reinterpret_cast<__m512i>(high));
+  };
+  // Packs work inside each quarter: word i of quarter j belongs into quarter i.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i low = pack(x[0], x[1]);
+  const __m512i high = pack(x[2], x[3]);
+  const __m512i bytes = kSigned ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
+  return reinterpret_cast<Words>(_mm512_maskz_permutexvar_epi32(0xffff, order, bytes));
+#elif defined(__AVX2__)
+  const auto pack = [](Ints low, Ints high) {
+    return _mm256_packs_epi32(reinterpret_cast<__m256i>(low), reinterpret_cast<__m256i>(high));
+  };
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i low = pack(x[0], x[1]);
+  const __m256i high = pack(x[2], x[3]);
+  const __m256i bytes = kSigned ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
+  return reinterpret_cast<Words>(_mm256_permutevar8x32_epi32(bytes, order));
+#else
+  uint8_t bytes[4 * kWidth];
+  for (int i = 0; i < 4 * kWidth; ++i) bytes[i] = static_cast<uint8_t>(x[i / kWidth][i % kWidth]);
+  return load<Words>(bytes);
+#endif
+}
+
+static inline bool any(Ints condition) {
+  const Ints none = {};
+  return memcmp(&condition, &none, sizeof(none)) != 0;
+}
+
 enum class Rounding { kNearest, kDown, kUp };
 
 // FP16 bits of x, saturated at ±65504 (core/half.h).
@@ -209,9 +314,15 @@ static inline Halves to_halves(Floats x) {
 
 // e^x for x <= 0, 0 where it would be subnormal. Relative error below 2e-7.
 static inline Floats exp_of_negative(Floats x) {
-  const Floats exponent = round_even(maximum(x, broadcast(-88.0f)) * 1.44269504f);
-  const Floats rest =
-      (maximum(x, broadcast(-88.0f)) - exponent * 0.693145752f) - exponent * 1.42860677e-6f;
+#ifdef __AVX512F__
+  // 2^n · 2^rest with |rest| <= 1/2; `scalef` needs no bound of x.
+  const Floats exponent = reinterpret_cast<Floats>(_mm512_maskz_roundscale_ps(
+      0xffff, reinterpret_cast<__m512>(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT));
+#else
+  x = maximum(x, broadcast(-88.0f));
+  const Floats exponent = round_even(x * 1.44269504f);
+#endif
+  const Floats rest = (x - exponent * 0.693145752f) - exponent * 1.42860677e-6f;
   Floats power = broadcast(1.0f / 720.0f);
   power = power * rest + 1.0f / 120.0f;
   power = power * rest + 1.0f / 24.0f;
@@ -219,8 +330,13 @@ static inline Floats exp_of_negative(Floats x) {
   power = power * rest + 0.5f;
   power = power * rest + 1.0f;
   power = power * rest + 1.0f;
+#ifdef __AVX512F__
+  const Floats result = reinterpret_cast<Floats>(_mm512_maskz_scalef_ps(
+      0xffff, reinterpret_cast<__m512>(power), reinterpret_cast<__m512>(exponent)));
+#else
   const Ints shifted = __builtin_convertvector(exponent, Ints) << 23;
   const Floats result = reinterpret_cast<Floats>(reinterpret_cast<Ints>(power) + shifted);
+#endif
   return x < -87.0f ? Floats{} : result;
 }
 

@@ -13,8 +13,7 @@ namespace gear::cpu::GEAR_ISA {
 template <int kBits>
 static inline void decode_codes(const Side& side, const int32_t* page, const float* scales,
                                 const float* mins, float* tile) {
-  const auto* words = reinterpret_cast<const uint32_t*>(page);
-  const CodePlanes planes{words + side.at.codes, words + side.at.codes_high};
+  const CodePlanes planes = code_planes(side, page, page);
   const int blocks = side.lanes / kLineWords;
   for (int v = 0; v < side.vectors; v += 4) {
     for (int l = 0; l < side.lanes; l += kWidth) {

@@ -62,7 +62,7 @@ Error attention(const AttentionArgs& args, const ParallelFor& parallel_for);
 // type; `page` is [page_words].
 Error compress_page(const PageConfig& config, const void* keys, const void* values, int32_t* page);
 
-// The instruction set in use: "scalar", "avx2" or "avx512".
+// The instruction set in use (cpu/dispatch.h).
 const char* instruction_set();
 
 }  // namespace cpu
