@@ -15,7 +15,7 @@ namespace {
 
 // Pages of a share that shares a sequence's few rows with others. Fixed, so that results do not
 // depend on the number of threads.
-constexpr int kTokensPerShare = 512;
+constexpr int kTokensPerShare = 1024;
 
 Sequence make_sequence(const Call& call, int b, int head) {
   const AttentionArgs& args = call.args;

@@ -11,62 +11,121 @@ namespace gear::cpu::GEAR_ISA {
 template <int kRows>
 static inline void multiply_low_rank(const Side& side, const int32_t* page, ConstMatrix weights,
                                      Matrix out) {
-  const int vectors = side.vectors;
-  const int lanes = side.lanes;
-  float vector_factor[kMaxVectorLength];
-  float lane_factor[kMaxVectorLength];
-  for (int j = 0; j < side.config.rank; ++j) {
-    decode_factor(side, page, side.vector_factors, j, vectors, vector_factor);
-    decode_factor(side, page, side.lane_factors, j, lanes, lane_factor);
-    Floats sums[kRows] = {};
-    for (int v = 0; v < vectors; v += kWidth) {
-      const Floats factor = load_floats(vector_factor + v);
+  const int rank = side.config.rank;
+  Floats sums[kMaxRank * kRows];
+  for (int j = 0; j < rank; ++j) {
+    alignas(64) float factor[kMaxVectorLength];
+    decode_factor(side, page, side.vector_factors, j, side.vectors, factor);
+    Floats along[kRows] = {};
+    for (int v = 0; v < side.vectors; v += kWidth) {
+      const Floats x = load_floats(factor + v);
       for (int row = 0; row < kRows; ++row) {
-        sums[row] += load_floats(weights.at + row * weights.stride + v) * factor;
+        along[row] += load_floats(weights.at + row * weights.stride + v) * x;
       }
     }
-    float along[padded_to_batch(kRows)];
-    reduce_each(kRows, along, add, [&](int row) { return sums[row]; });
     const float scale = factor_scale(side, page, j);
-    for (int row = 0; row < kRows; ++row) along[row] *= scale;
-    for (int l = 0; l < lanes; l += kWidth) {
-      const Floats factor = load_floats(lane_factor + l);
+    for (int row = 0; row < kRows; ++row) sums[j * kRows + row] = along[row] * scale;
+  }
+  float products[padded_to_batch(kMaxRank * kRows)];
+  reduce_each(rank * kRows, products, add, [&](int i) { return sums[i]; });
+  for (int j = 0; j < rank; ++j) {
+    alignas(64) float factor[kMaxVectorLength];
+    decode_factor(side, page, side.lane_factors, j, side.lanes, factor);
+    for (int l = 0; l < side.lanes; l += kWidth) {
+      const Floats x = load_floats(factor + l);
       for (int row = 0; row < kRows; ++row) {
         float* target = out.at + row * out.stride + l;
-        store(target, load_floats(target) + along[row] * factor);
+        store(target, load_floats(target) + products[j * kRows + row] * x);
       }
     }
   }
 }
 
-// Rows side by side, so that one outlier is one addition for all of them.
+// Rows of a matrix side by side, so that one outlier is one addition for all of them: column c of
+// all rows lies at slot(c). Registers of columns become registers of rows in place, which puts
+// columns in the order that `slot` tells.
 template <int kRows>
-struct RowVector {
-  typedef float Lanes __attribute__((vector_size(kRows > 4 ? 32 : 16)));
+struct Interleaved {
+  static constexpr int kPadded = kRows > 4 ? 8 : 4;
+  typedef float Column __attribute__((vector_size(4 * kPadded)));
+
+  static constexpr int slot(int column) {
+    const int in_register = column % kWidth;
+    return (column / kWidth * kPadded + in_register % kPadded) * kWidth / kPadded +
+           in_register / kPadded;
+  }
+
+  static void transpose_block(Floats* rows) {
+    transpose_pass<1, kPadded>(rows);
+    transpose_pass<2, kPadded>(rows);
+    if constexpr (kPadded > 4 && kWidth > 4) transpose_pass<4 % kWidth, kPadded>(rows);
+  }
+
+  void load(ConstMatrix source, int columns) {
+    for (int c = 0; c < columns; c += kWidth) {
+      Floats rows[kPadded] = {};
+      for (int row = 0; row < kRows; ++row) {
+        rows[row] = load_floats(source.at + row * source.stride + c);
+      }
+      transpose_block(rows);
+      memcpy(at + c, rows, sizeof(rows));
+    }
+  }
+
+  void add_to(Matrix target, int columns) const {
+    for (int c = 0; c < columns; c += kWidth) {
+      Floats rows[kPadded];
+      memcpy(rows, at + c, sizeof(rows));
+      transpose_block(rows);
+      for (int row = 0; row < kRows; ++row) {
+        float* to = target.at + row * target.stride + c;
+        store(to, load_floats(to) + rows[row]);
+      }
+    }
+  }
+
+  alignas(64) Column at[kMaxVectorLength];
 };
+
+// Where the columns of all positions of a vector lie.
+template <int kRows>
+struct Slots {
+  constexpr Slots() : of{} {
+    for (int i = 0; i < kMaxVectorLength; ++i) {
+      of[i] = static_cast<uint8_t>(Interleaved<kRows>::slot(i));
+    }
+  }
+  uint8_t of[kMaxVectorLength];
+};
+
+// sums[index] += column(v) · delta for every outlier (v, index).
+template <int kRows, int kOutliers>
+static inline void add_outliers_to(Interleaved<kRows>& sums, const Interleaved<kRows>& columns,
+                                   const uint8_t* indices, const float* deltas, int vectors) {
+  static constexpr Slots<kRows> kSlots;
+  for (int v = 0; v < vectors; ++v, indices += kOutliers, deltas += kOutliers) {
+    const auto column = columns.at[kSlots.of[v]];
+    for (int i = 0; i < kOutliers; ++i) sums.at[kSlots.of[indices[i]]] += column * deltas[i];
+  }
+}
 
 // out[r][index] += w[r][v] · delta for every outlier (v, index).
 template <int kRows>
 static inline void multiply_outliers(const Side& side, const int32_t* page, ConstMatrix weights,
                                      Matrix out) {
-  using Rows = typename RowVector<kRows>::Lanes;
-  const auto* deltas = reinterpret_cast<const uint16_t*>(page + side.at.outlier_deltas);
   const auto* indices = reinterpret_cast<const uint8_t*>(page + side.at.outlier_indices);
-  const int outliers = side.config.outliers;
-  const int vectors = side.vectors;
-  const int lanes = side.lanes;
-  float values[kMaxVectorLength * kMaxOutliers];
-  decode_halves(deltas, vectors * outliers, values);
-  Rows sums[kMaxVectorLength];
-  memset(sums, 0, sizeof(Rows) * lanes);
-  for (int v = 0; v < vectors; ++v) {
-    Rows weight = {};
-    for (int row = 0; row < kRows; ++row) weight[row] = weights.at[row * weights.stride + v];
-    for (int i = v * outliers; i < (v + 1) * outliers; ++i) sums[indices[i]] += weight * values[i];
+  alignas(64) float deltas[kMaxVectorLength * kMaxOutliers];
+  decode_halves(page + side.at.outlier_deltas, side.vectors * side.config.outliers, deltas);
+  Interleaved<kRows> columns;
+  Interleaved<kRows> sums;
+  columns.load(weights, side.vectors);
+  memset(sums.at, 0, sizeof(sums.at[0]) * side.lanes);
+  if (side.config.outliers == 2) {
+    add_outliers_to<kRows, 2>(sums, columns, indices, deltas, side.vectors);
+  } else {
+    add_outliers_to<kRows, kMaxOutliers>(sums, columns, indices, deltas, side.vectors);
   }
-  for (int l = 0; l < lanes; ++l) {
-    for (int row = 0; row < kRows; ++row) out.at[row * out.stride + l] += sums[l][row];
-  }
+  sums.add_to(out, side.lanes);
 }
 
 }  // namespace gear::cpu::GEAR_ISA

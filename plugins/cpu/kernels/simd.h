@@ -347,9 +347,9 @@ static inline Floats tanh(Floats x) {
 }
 
 // One pass of `transpose`: swaps the bit kDistance of the row number with that of the lane number.
-template <int kDistance>
+template <int kDistance, int kCount = kWidth>
 static inline void transpose_pass(Floats* rows) {
-  for (int i = 0; i < kWidth; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     if (i & kDistance) continue;
     const Floats low = rows[i];
     const Floats high = rows[i | kDistance];
