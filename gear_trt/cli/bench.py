@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "gear.bench/1"
 PEERS = "ort-fp32,ort-fp16,ort-int8,ort-int4"
 CONFIGS = ("k4v4", "k4v4+rank=2", "k4v4+rank=2,outliers=2", "k2v2", "exact")
-MILLI, GIGA, MEGA = 1e3, 1e9, 1e6
+GIGA, MEGA, MILLI = 1e9, 1e6, 1e3
 
 app = typer.Typer(
     help="Time the attention operator and whole models beside ONNX Runtime and llama.cpp.",
@@ -143,8 +143,11 @@ def model(
         typer.Option(help="Tokens that the sequence holds after the last decoded one; k is 1024."),
     ] = "512,4k",
     tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to decode at each context, in rounds of 4.")
-    ] = 64,
+        int,
+        typer.Option(
+            min=1, help="Tokens to decode at each context: rounds of 5, the first warms up."
+        ),
+    ] = 80,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     gguf: Annotated[
         Path | None,
@@ -155,7 +158,7 @@ def model(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Context 512 and 16 tokens: under a minute.")
+        bool, typer.Option("--quick", help="Context 512 and 20 tokens: under a minute.")
     ] = False,
     out: Out = None,
     compare: Compare = None,
@@ -176,7 +179,7 @@ def model(
         plan = benchmark.ModelPlan(
             engine,
             contexts=grid.parse_counts("512" if quick else context, "--context"),
-            tokens=16 if quick else tokens,
+            tokens=20 if quick else tokens,
             threads=threads,
             gguf=gguf,
         )
@@ -254,78 +257,75 @@ def _print_json(
 
 
 def _print_point(result: PointResult) -> None:
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    numbers = ("ms", "min", "± MAD", "speedup", "GB/s", "of stream", "bytes/token", "error")
-    table = Table(
-        "candidate",
-        "cache",
-        *(Column(name, justify="right") for name in numbers),
-        title=f"{result.point}",
-        box=None,
-        title_justify="left",
-    )
+    table = Table(title=str(result.point), box=None, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("candidate", overflow="fold")
+    for name in ("ms", "min", "± %", "faster", "GB/s", "max %", "B/tok", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(*_operator_cells(row))
     _ui.stdout.print(table, highlight=False)
     if result.rows:
         first = result.rows[0]
         _ui.stdout.print(
-            f"speedup over {first.baseline or 'nothing'}; caches lie in {first.cache_state}; "
-            f"memory is read at {first.stream_bytes_per_second / GIGA:.1f} GB/s at most",
+            f"faster: than {first.baseline or 'nothing, the baseline did not run'}; max %: of the "
+            f"{first.stream_bytes_per_second / GIGA:.1f} GB/s that reading memory gives; caches "
+            f"come from {first.cache_state}",
             highlight=False,
+            soft_wrap=True,
         )
     _print_refusals(result.refusals)
     typer.echo()
 
 
 def _operator_cells(row: OperatorRow) -> list[str]:
+    form = row.cache.partition(" ")[2]
     return [
-        row.candidate,
-        row.cache if row.slower_forms else "",
-        f"{row.seconds * MILLI:.3f}",
-        f"{row.seconds_min * MILLI:.3f}",
-        f"{row.seconds_mad * MILLI:.3f}",
+        f"{row.candidate} {form}".rstrip(),
+        _milliseconds(row.seconds),
+        _milliseconds(row.seconds_min),
+        f"{100 * row.seconds_mad / row.seconds:.1f}",
         _times(row.speedup),
         f"{row.bytes_per_second / GIGA:.2f}",
-        f"{row.bytes_per_second / row.stream_bytes_per_second:.0%}",
+        f"{100 * row.bytes_per_second / row.stream_bytes_per_second:.0f}",
         f"{row.bytes_per_token:.0f}",
         f"{row.nmse:.1e}",
     ]
 
 
 def _print_model(result: ModelResult) -> None:
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    numbers = (
-        "context", "prefill tok/s", "decode tok/s", "± MAD %", "speedup", "context ms/token",
-        "speedup", "cache MB", "peak MB",
-    )  # fmt: skip
-    table = Table(
-        "candidate", "cache", *(Column(name, justify="right") for name in numbers), box=None
-    )
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("candidate", overflow="fold")
+    for name in (
+        "context", "prefill/s", "decode/s", "± %", "faster", "ctx ms", "faster", "cache", "peak",
+    ):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(*_model_cells(row))
     _ui.stdout.print(table, highlight=False)
     if result.rows:
+        first = result.rows[0]
         _ui.stdout.print(
-            f"threads: {result.rows[0].threads}; speedups over {result.rows[0].baseline}; context "
-            "ms/token: time of a token beyond that at an almost empty context",
+            f"threads: {first.threads}; prefill, decode: tokens/s; faster: than {first.baseline}; "
+            "ctx ms: time per token beyond that at an almost empty context; cache, peak memory: MB",
             highlight=False,
+            soft_wrap=True,
         )
     _print_refusals(result.refusals)
 
 
 def _model_cells(row: ModelRow) -> list[str]:
     return [
-        row.candidate,
-        row.cache,
+        f"gear {row.cache}" if row.engine == "gear" else row.candidate,
         f"{row.context}",
         f"{row.prefill_tokens_per_second:.1f}",
         f"{row.decode_tokens_per_second:.2f}",
         f"{100 * row.seconds_mad / row.seconds:.1f}",
         _times(row.speedup),
-        f"{row.seconds_of_context * MILLI:.2f}",
+        _milliseconds(row.seconds_of_context),
         _times(row.context_speedup),
         f"{row.cache_bytes / MEGA:.1f}",
         f"{row.peak_memory_bytes / MEGA:.0f}",
@@ -340,22 +340,29 @@ def _print_refusals(refusals: dict[str, str]) -> None:
 
 
 def _print_comparison(comparisons: Sequence[Comparison]) -> None:
-    from rich.table import Column, Table
+    from rich.table import Table
 
     if not comparisons:
         return
-    columns = [Column(name, justify="right") for name in ("old ms", "new ms", "speedup")]
-    table = Table("candidate", "at", *columns, title="against the old rows", box=None)
+    table = Table(title="against the old rows", box=None, title_justify="left")
+    table.add_column("candidate", overflow="fold")
+    table.add_column("at", overflow="fold")
+    for name in ("old ms", "new ms", "faster"):
+        table.add_column(name, justify="right", no_wrap=True)
     for item in comparisons:
         _, *where, candidate = item.row.place
         table.add_row(
             str(candidate),
             ", ".join(map(str, where)),
-            f"{item.old_seconds * MILLI:.3f}",
-            f"{item.row.seconds * MILLI:.3f}",
+            _milliseconds(item.old_seconds),
+            _milliseconds(item.row.seconds),
             _times(item.speedup),
         )
     _ui.stdout.print(table, highlight=False)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * MILLI:#.4g}".rstrip(".")
 
 
 def _times(speedup: float | None) -> str:
