@@ -21,10 +21,31 @@ if TYPE_CHECKING:
 
 GEAR = "gear"
 ORT_FP32 = "ort-fp32"
-LLAMA_PREFIX = "llama.cpp-"
-LLAMA_PEERS = (f"{LLAMA_PREFIX}f16", f"{LLAMA_PREFIX}q4_0")
-PEER_BITS = {ORT_FP32: 32, LLAMA_PEERS[0]: 16, LLAMA_PEERS[1]: 4.5}
-"""Bits per element of the peers' caches; a block of 32 q4_0 elements takes 18 bytes."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A cache of another engine.
+
+    Attributes:
+        engine: What runs it.
+        cache: Element type, by the engine's own name.
+        bits: Bits per element; a block of 32 q4_0 elements takes 18 bytes.
+        has_flash_attention: Whether llama.cpp is told to use it; a q4_0 cache needs it.
+    """
+
+    engine: str
+    cache: str
+    bits: float
+    has_flash_attention: bool = True
+
+
+LLAMA_PEERS = {
+    "llama.cpp-f16": Peer("llama.cpp", "f16", 16),
+    "llama.cpp-f16-plain": Peer("llama.cpp", "f16", 16, has_flash_attention=False),
+    "llama.cpp-q4_0": Peer("llama.cpp", "q4_0", 4.5),
+}
+PEERS = {ORT_FP32: Peer("onnxruntime", "fp32", 32), **LLAMA_PEERS}
 
 IdArray = NDArray[np.int64]
 
@@ -140,17 +161,17 @@ def bytes_per_token(name: str, manifest: Manifest) -> float:
     """Bytes that one token of a long text takes in a decoder's cache, all layers."""
     if name == GEAR:
         return page_bytes_per_token(manifest.layers)
-    return fp16_bytes_per_token(manifest.layers) * PEER_BITS[name] / 16
+    return fp16_bytes_per_token(manifest.layers) * PEERS[name].bits / 16
 
 
 def cache_name(name: str, manifest: Manifest) -> str:
     """How a decoder stores keys and values: our config, or the peer's element type."""
-    return config_name(manifest.layers[0].config) if name == GEAR else name.rpartition("-")[2]
+    return config_name(manifest.layers[0].config) if name == GEAR else PEERS[name].cache
 
 
 def engine_name(name: str) -> str:
     """What runs a decoder."""
-    return {GEAR: "gear", ORT_FP32: "onnxruntime"}.get(name, "llama.cpp")
+    return GEAR if name == GEAR else PEERS[name].engine
 
 
 def _open_gear(spec: DecoderSpec) -> Decoder:
@@ -171,9 +192,11 @@ def _open_llama(spec: DecoderSpec) -> Decoder:
     require("llama_cpp")
     from gear_trt.bench.llama_cpp_decoder import LlamaDecoder, load_weights
 
+    peer = LLAMA_PEERS[spec.name]
     return LlamaDecoder(
         load_weights(spec.gguf or Path()),
-        cache_type=spec.name.removeprefix(LLAMA_PREFIX),
+        cache_type=peer.cache,
+        has_flash_attention=peer.has_flash_attention,
         bytes_per_token=bytes_per_token(spec.name, Manifest.read(spec.engine)),
         capacity=spec.capacity,
         threads=spec.threads,

@@ -19,7 +19,7 @@ from gear_trt.bench.rounds import Timed
 from gear_trt.bench.tokens import Tokens
 from gear_trt.reference.cache import num_pages
 from gear_trt.runtime.cache import GearCache
-from gear_trt.runtime.footprint import page_bytes
+from gear_trt.runtime.footprint import buffer_bytes, page_bytes
 from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.spec import CompressionConfig, graph
 
@@ -43,7 +43,9 @@ def layer_facts(point: Point, config: CompressionConfig) -> LayerFacts:
 
 def state_bytes(point: Point, config: CompressionConfig) -> int:
     """Bytes of one copy of the cache that a point needs."""
-    return _empty_cache(point, config).allocated_bytes
+    layer = layer_facts(point, config)
+    pages = num_pages(_room(point, config), config)
+    return point.batch * (pages * page_bytes(layer) + buffer_bytes([layer]))
 
 
 class GearAttention:
@@ -86,14 +88,14 @@ class GearAttention:
             config=named.config.model_dump(),
             instruction_set=self._instruction_set,
         )
-        caches = _filled_caches(tokens, point, named.config, copies)
+        self._caches = _filled_caches(tokens, point, named.config, copies)
         self._new = tuple(np.ascontiguousarray(array) for array in tokens.new)
         self._output_BSND = np.zeros(tokens.query_BSND.shape, np.float32)
         bind = self._bind_op() if host == ONNX_RUNTIME else self._bind_library
         past = point.context
-        self._plain = [bind(cache, past) for cache in caches]
+        self._plain = [bind(cache, past) for cache in self._caches]
         self._filling = (
-            [bind(cache, _chunk_filling_length(past, named.config)) for cache in caches]
+            [bind(cache, _chunk_filling_length(past, named.config)) for cache in self._caches]
             if point.new_tokens == 1
             else []
         )
@@ -221,9 +223,13 @@ def _filled_caches(
 
 
 def _empty_cache(point: Point, config: CompressionConfig) -> GearCache:
-    # A chunk more than the point needs: room for the call that fills one.
-    room = point.tokens + config.sinks + config.chunk
-    return GearCache([layer_facts(point, config)], batch=point.batch, max_tokens=room)
+    layer = layer_facts(point, config)
+    return GearCache([layer], batch=point.batch, max_tokens=_room(point, config))
+
+
+def _room(point: Point, config: CompressionConfig) -> int:
+    """A chunk more than the tokens of a sequence: room for the call that fills one."""
+    return point.tokens + config.sinks + config.chunk
 
 
 def _chunk_filling_length(context: int, config: CompressionConfig) -> int:

@@ -20,11 +20,12 @@ _IGNORE = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
 
 
 class LlamaDecoder:
-    """Implements `Decoder`; flash attention is on.
+    """Implements `Decoder`.
 
     Args:
         weights: What `load_weights` returned.
         cache_type: A key of `CACHE_TYPES`, for K and V.
+        has_flash_attention: Use it.
         bytes_per_token: Bytes of one token in the cache.
         capacity: Longest sequence, tokens.
         threads: CPU threads.
@@ -38,12 +39,16 @@ class LlamaDecoder:
         weights: Any,  # noqa: ANN401 - a C pointer
         *,
         cache_type: str,
+        has_flash_attention: bool,
         bytes_per_token: float,
         capacity: int,
         threads: int,
     ) -> None:
         self._weights = weights
-        self._cache_type = cache_type
+        self._cache: dict[str, Any] = {
+            "cache_type": cache_type,
+            "has_flash_attention": has_flash_attention,
+        }
         self._bytes_per_token = bytes_per_token
         self._threads = threads
         self._length = 0
@@ -51,7 +56,11 @@ class LlamaDecoder:
         parameters.n_ctx = capacity
         parameters.n_batch = parameters.n_ubatch = PREFILL_SLICE
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if has_flash_attention
+            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         parameters.type_k = parameters.type_v = CACHE_TYPES[cache_type]
         self._context = llama_cpp.llama_init_from_model(weights, parameters)
         if not self._context:
@@ -89,6 +98,7 @@ class LlamaDecoder:
         return LlamaDecoder(
             self._weights,
             cache_type=self._cache_type,
+            has_flash_attention=self._has_flash_attention,
             bytes_per_token=self._bytes_per_token,
             capacity=capacity,
             threads=self._threads,

@@ -76,7 +76,7 @@ class Judge:
     def __init__(self, tokens: Tokens) -> None:
         new = tokens.query_BSND.shape[1]
         self._rows = np.unique(np.linspace(0, new - 1, min(new, JUDGED_QUERIES)).astype(int))
-        self._exact = exact_attention(tokens, self._rows)
+        self._exact = exact_attention(tokens, self._rows).astype(np.float64)
 
     def error(self, output_BSND: NDArray[np.floating]) -> float:
         """Return the normalized mean squared error of [B, S, N, D] outputs."""

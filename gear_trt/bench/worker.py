@@ -135,13 +135,14 @@ class Worker:
         return usage
 
     def _ask(self, method: str, *arguments: int) -> Any:  # noqa: ANN401 - each method has its own
-        self._connection.send((method, arguments))
-        return self._receive()
+        return self._receive((method, arguments))
 
-    def _receive(self) -> Any:  # noqa: ANN401 - as above
+    def _receive(self, question: object = None) -> Any:  # noqa: ANN401 - as above
         try:
+            if question is not None:
+                self._connection.send(question)
             failure, answer = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             if self._process.exitcode != -signal.SIGKILL:
                 raise RuntimeError(f"the process of {self._name} failed, see above") from None

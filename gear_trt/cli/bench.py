@@ -152,8 +152,8 @@ def model(
     gguf: Annotated[
         Path | None,
         typer.Option(
-            help="The same model for llama.cpp (f16 and q4_0 caches, flash attention); needs "
-            "llama-cpp-python.",
+            help="The same model for llama.cpp (f16 cache with and without flash attention, q4_0 "
+            "with); needs llama-cpp-python.",
             show_default="without llama.cpp",
         ),
     ] = None,
