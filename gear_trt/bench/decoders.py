@@ -169,6 +169,11 @@ def cache_name(name: str, manifest: Manifest) -> str:
     return config_name(manifest.layers[0].config) if name == GEAR else PEERS[name].cache
 
 
+def candidate_name(name: str, manifest: Manifest) -> str:
+    """What rows call a decoder: ours by its config as well, since engines differ in it."""
+    return f"{GEAR} {cache_name(name, manifest)}" if name == GEAR else name
+
+
 def engine_name(name: str) -> str:
     """What runs a decoder."""
     return GEAR if name == GEAR else PEERS[name].engine

@@ -45,10 +45,8 @@ class LlamaDecoder:
         threads: int,
     ) -> None:
         self._weights = weights
-        self._cache: dict[str, Any] = {
-            "cache_type": cache_type,
-            "has_flash_attention": has_flash_attention,
-        }
+        self._cache_type = cache_type
+        self._has_flash_attention = has_flash_attention
         self._bytes_per_token = bytes_per_token
         self._threads = threads
         self._length = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ _SIMD_FLAGS = (
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU_FACTS = Path("/proc/cpuinfo")
 _MEMORY_FACTS = Path("/proc/meminfo")
+_CPU_TIMES = Path("/proc/stat")
 _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -53,10 +55,36 @@ def available_memory_bytes() -> int:
     return _memory("MemAvailable")
 
 
+class Neighbours:
+    """How many cores other processes use, from its creation on.
+
+    On a machine that others use, a call longer than the scheduler's time slice is interrupted and a
+    shorter one is not: taking turns does not make up for that.
+
+    Args:
+        own_seconds: CPU seconds of everything that this run has started so far.
+    """
+
+    def __init__(self, own_seconds: float) -> None:
+        self._wall = time.monotonic()
+        self._others = _busy_seconds() - own_seconds
+
+    def cores(self, own_seconds: float) -> float:
+        """Return the mean number of cores, given the CPU seconds of this run until now."""
+        used = _busy_seconds() - own_seconds - self._others
+        return max(used / (time.monotonic() - self._wall), 0.0)
+
+
 def peak_memory_bytes() -> int:
     """Largest resident size of this process; ru_maxrss would count its parent's, before exec."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _busy_seconds() -> float:
+    """CPU seconds of the whole machine, the ones that a hypervisor took included."""
+    user, nice, system, _idle, _waiting, *other = map(int, _CPU_TIMES.read_text().split()[1:9])
+    return (user + nice + system + sum(other)) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from gear_trt.bench.decoders import (
     DecoderSpec,
     bytes_per_token,
     cache_name,
+    candidate_name,
     engine_name,
 )
+from gear_trt.bench.machine import Neighbours
 from gear_trt.bench.progress import Progress, Report, part_of, silent
 from gear_trt.bench.records import ModelRow
 from gear_trt.bench.statistics import Summary, median_difference, speedup
@@ -102,9 +105,11 @@ def run(plan: ModelPlan, progress: Progress = silent) -> ModelResult:
         workers, refusals = _open_workers(plan, stack, progress)
         for index, context in enumerate(plan.contexts):
             report = part_of(progress, f"context {context}", index, len(plan.contexts))
+            neighbours = Neighbours(_cpu_seconds(workers))
             series = _measure(plan, workers, context, report)
+            other_cores = neighbours.cores(_cpu_seconds(workers))
             rows += [
-                _row(plan, manifest, name, context, series, worker.usage())
+                _row(plan, manifest, name, context, series, worker.usage(), other_cores)
                 for name, worker in workers.items()
             ]
     return ModelResult(rows, refusals)
@@ -168,6 +173,10 @@ def _measure(
     return series
 
 
+def _cpu_seconds(workers: dict[str, Worker]) -> float:
+    return time.process_time() + sum(worker.usage().cpu_seconds for worker in workers.values())
+
+
 def _row(
     plan: ModelPlan,
     manifest: Manifest,
@@ -175,6 +184,7 @@ def _row(
     context: int,
     series: dict[str, _Series],
     usage: Usage,
+    other_cores: float,
 ) -> ModelRow:
     own, baseline = series[name], series[ORT_FP32]
     summary = Summary.of(own.at_context)
@@ -182,7 +192,7 @@ def _row(
     is_gear = name == GEAR
     compression = compression_seconds_per_token(manifest.layers) if is_gear else None
     return ModelRow(
-        candidate=name,
+        candidate=candidate_name(name, manifest),
         engine=engine_name(name),
         cache=cache_name(name, manifest),
         config=manifest.layers[0].config.model_dump() if is_gear else None,
@@ -202,6 +212,7 @@ def _row(
         seconds_of_context=own.of_context,
         context_speedup=_quotient(baseline.of_context, own.of_context),
         bytes_per_token=bytes_per_token(name, manifest),
+        other_cores=other_cores,
         cache_bytes=usage.cache_bytes,
         peak_memory_bytes=usage.peak_memory_bytes,
         compression_share=None if compression is None else compression / summary.median,

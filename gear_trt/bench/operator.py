@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from gear_trt.bench.candidate import Candidate
 from gear_trt.bench.gear_attention import C_ABI, ONNX_RUNTIME, GearAttention
 from gear_trt.bench.grid import NamedConfig, Point
 from gear_trt.bench.group_query import PEERS, GroupQueryAttention
-from gear_trt.bench.machine import available_memory_bytes, cache_bytes
+from gear_trt.bench.machine import Neighbours, available_memory_bytes, cache_bytes
 from gear_trt.bench.progress import Progress, Report, part_of, silent
 from gear_trt.bench.records import OperatorRow
 from gear_trt.bench.rounds import WARM_UP_ROUNDS, Timed, measure
@@ -209,7 +210,9 @@ def _measure_point(
         total = WARM_UP_ROUNDS + plan.rounds
         report(f"round {rounds_done} of {total}", rounds_done / total)
 
+    neighbours = Neighbours(time.process_time())
     times = measure(timed, rounds=plan.rounds, advance=advance) if timed else {}
+    other_cores = neighbours.cores(time.process_time())
     round_bytes = sum(
         candidate.read_bytes * calls.copies
         for candidate in filled.candidates
@@ -226,6 +229,7 @@ def _measure_point(
             nmse=filled.errors[fastest],
             stream_bytes_per_second=stream,
             round_bytes=round_bytes,
+            other_cores=other_cores,
             baseline=None if baseline is None else plan.baseline,
             speedup=None if baseline is None else speedup(series[fastest], series[baseline[0]]),
             slower_forms={
@@ -279,6 +283,7 @@ def _row(
     nmse: float,
     stream_bytes_per_second: float,
     round_bytes: int,
+    other_cores: float,
     baseline: str | None,
     speedup: float | None,
     slower_forms: dict[str, float],
@@ -304,6 +309,7 @@ def _row(
         baseline=baseline,
         speedup=speedup,
         bytes_per_token=candidate.bytes_per_token,
+        other_cores=other_cores,
         nmse=nmse,
         read_bytes=candidate.read_bytes,
         bytes_per_second=candidate.read_bytes / summary.median,

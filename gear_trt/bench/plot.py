@@ -9,15 +9,17 @@ from typing import Any, TypeVar
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gear_trt.bench.grid import KILO
 from gear_trt.bench.records import AnyRow, ModelRow, OperatorRow
 from gear_trt.errors import ErrorCode, GearError
 
-PANEL_INCHES = (6.4, 4.6)
+PANEL_INCHES = (7.6, 4.2)
 MILLI = 1e3
-REPRODUCIBLE = {"svg.hashsalt": "gear"}
+LOSSLESS_ERROR = 1e-9
+"""NMSE up to which a cache is called lossless."""
+REPRODUCIBLE: dict[Any, Any] = {"svg.hashsalt": "gear"}
 """Makes the same rows the same file, with the date left out."""
 MARKERS = {"gear": "o", "onnxruntime": "s", "llama.cpp": "^"}
 LINES = {"gear": "-", "onnxruntime": "--", "llama.cpp": ":"}
@@ -121,9 +123,13 @@ def _tokens_against_context(rows: Sequence[ModelRow]) -> Figure | None:
 
 
 def _error_against_bytes(rows: Sequence[OperatorRow]) -> Figure | None:
-    """One point per candidate: of each geometry, the longest decode context."""
-    decode = [row for row in rows if row.new_tokens == 1 and row.host == "onnxruntime"]
-    panels = _panels(decode, lambda row: row.heads, axis=None)
+    """One point per candidate and geometry, at its longest decode context."""
+    lossy = [
+        row
+        for row in rows
+        if row.new_tokens == 1 and row.host == "onnxruntime" and row.nmse > LOSSLESS_ERROR
+    ]
+    panels = _panels(lossy, lambda row: row.heads, axis=None)
     if not panels:
         return None
     figure, axes = _figure(len(panels))
@@ -131,22 +137,19 @@ def _error_against_bytes(rows: Sequence[OperatorRow]) -> Figure | None:
         longest = max(row.context for row in panel)
         shown = {row.candidate: row for row in panel if row.context == longest}
         for color, row in zip(_cycle(COLORS), shown.values(), strict=False):
-            axis.plot(row.bytes_per_token, row.nmse, MARKERS[row.engine], color=color, markersize=7)
-            axis.annotate(
-                f"{row.candidate} ({row.cache})" if row.engine != "gear" else row.candidate,
-                (row.bytes_per_token, row.nmse),
-                textcoords="offset points",
-                xytext=(7, 4),
-                fontsize=8,
-            )
+            label = row.candidate if row.engine == "gear" else f"{row.candidate} ({row.cache})"
+            label += f"  {row.nmse:.1e}"
+            marker = MARKERS[row.engine]
+            axis.plot(row.bytes_per_token, row.nmse, marker, color=color, label=label)
         axis.set(xscale="log", yscale="log")
         axis.set_title(f"heads {panel[0].heads}, context {_count(longest)}", fontsize=10)
         axis.set_xlabel("bytes per token in the cache (K and V, all KV heads)")
         axis.set_ylabel("NMSE of the output to exact attention")
-        axis.margins(x=0.25, y=0.1)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
+        _add_legend(axis, "NMSE; lossless caches left out")
     return figure
 
 
@@ -191,6 +194,8 @@ def _line_figure(
                 label=name if last is None else f"{name}  {last:.1f}×",
                 markersize=4,
             )
+        if is_log_y:
+            _draw_proportion(axis, min(lines.values(), key=lambda line: y(line[-1])), x, y)
         _finish(axis, panel, x, labels, is_log_y=is_log_y)
         axis.set_title(title(panel[0]), fontsize=10)
     return figure
@@ -217,8 +222,38 @@ def _finish(
     axis.set_ylabel(labels[1])
     axis.grid(alpha=0.3)
     baseline = panel[0].baseline
-    heading = f"times faster than {baseline} at the right end" if baseline else None
-    axis.legend(title=heading, fontsize=8, title_fontsize=8, loc="best")
+    _add_legend(axis, f"times faster than {baseline}\nat the right end" if baseline else None)
+
+
+def _draw_proportion(
+    axis: Axes,
+    line: Sequence[_AnyRow],
+    x: Callable[[_AnyRow], float],
+    y: Callable[[_AnyRow], float],
+) -> None:
+    """Show where a line would be whose time is proportional to the axis."""
+    first = line[0]
+    ends = [x(first), x(line[-1])]
+    axis.plot(
+        ends,
+        [y(first) * end / x(first) for end in ends],
+        color="0.7",
+        linewidth=4,
+        zorder=0,
+        label="proportional",
+    )
+
+
+def _add_legend(axis: Axes, heading: str | None) -> None:
+    axis.legend(
+        title=heading,
+        fontsize=8,
+        title_fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        borderaxespad=0,
+        frameon=False,
+    )
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:

@@ -35,6 +35,7 @@ class Row(BaseModel):
         speedup: How many times faster than the baseline, median of the rounds' ratios.
         bytes_per_token: Bytes of one token in the cache, all KV heads, K and V; one layer (ops) or
             all of them (model).
+        other_cores: Cores that other processes used meanwhile, on average.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # the environment is beside the fields
@@ -52,6 +53,7 @@ class Row(BaseModel):
     baseline: str | None
     speedup: float | None
     bytes_per_token: float
+    other_cores: float
 
 
 class OperatorRow(Row):

@@ -26,15 +26,17 @@ FIRST_ID, LAST_ID = 10, 250
 
 @dataclass(frozen=True)
 class Usage:
-    """Memory of a decoder.
+    """What a decoder takes.
 
     Attributes:
         cache_bytes: What the cache of the tokens held takes.
         peak_memory_bytes: Largest resident size of the process so far.
+        cpu_seconds: CPU time of the process so far.
     """
 
     cache_bytes: int
     peak_memory_bytes: int
+    cpu_seconds: float
 
 
 class DecodingSession:
@@ -69,7 +71,7 @@ class DecodingSession:
 
     def usage(self) -> Usage:
         """Return what the long sequence and the process take."""
-        return Usage(self._long.cache_bytes, peak_memory_bytes())
+        return Usage(self._long.cache_bytes, peak_memory_bytes(), time.process_time())
 
     def _draw(self, count: int) -> IdArray:
         return self._ids.integers(FIRST_ID, LAST_ID, count)

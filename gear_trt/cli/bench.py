@@ -21,6 +21,8 @@ SCHEMA = "gear.bench/1"
 PEERS = "ort-fp32,ort-fp16,ort-int8,ort-int4"
 CONFIGS = ("k4v4", "k4v4+rank=2", "k4v4+rank=2,outliers=2", "k2v2", "exact")
 GIGA, MEGA, MILLI = 1e9, 1e6, 1e3
+NOISE_CORES = 0.1
+"""Use of the machine by others from which on a warning is due."""
 
 app = typer.Typer(
     help="Time the attention operator and whole models beside ONNX Runtime and llama.cpp.",
@@ -276,6 +278,7 @@ def _print_point(result: PointResult) -> None:
             soft_wrap=True,
         )
     _print_refusals(result.refusals)
+    _warn_of_neighbours(result.rows)
     typer.echo()
 
 
@@ -315,11 +318,12 @@ def _print_model(result: ModelResult) -> None:
             soft_wrap=True,
         )
     _print_refusals(result.refusals)
+    _warn_of_neighbours(result.rows)
 
 
 def _model_cells(row: ModelRow) -> list[str]:
     return [
-        f"gear {row.cache}" if row.engine == "gear" else row.candidate,
+        row.candidate,
         f"{row.context}",
         f"{row.prefill_tokens_per_second:.1f}",
         f"{row.decode_tokens_per_second:.2f}",
@@ -336,6 +340,17 @@ def _print_refusals(refusals: dict[str, str]) -> None:
     for name, reason in refusals.items():
         _ui.stdout.print(
             f"{name} did not run: {reason}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _warn_of_neighbours(rows: Sequence[AnyRow]) -> None:
+    cores = max((row.other_cores for row in rows), default=0.0)
+    if cores > NOISE_CORES:
+        _ui.stderr.print(
+            f"warning: other processes used {cores:.1f} cores meanwhile; they slow long calls more "
+            "than short ones, so measure again when the machine is quiet",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

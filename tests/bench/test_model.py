@@ -33,7 +33,7 @@ def test_rows(engine):
     told = []
     result = run(ModelPlan(engine, [80, 200], tokens=10), lambda *what: told.append(what))
     assert [(row.context, row.candidate) for row in result.rows] == [
-        (80, "gear"), (80, "ort-fp32"), (200, "gear"), (200, "ort-fp32"),
+        (80, "gear k4v4"), (80, "ort-fp32"), (200, "gear k4v4"), (200, "ort-fp32"),
     ]  # fmt: skip
     assert not result.refusals
     for row in result.rows:

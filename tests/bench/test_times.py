@@ -1,10 +1,14 @@
 """Taking turns, and what is said of the times."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from gear_trt.bench import rounds
 from gear_trt.bench.bandwidth import stream_read_bandwidth
-from gear_trt.bench.machine import environment
+from gear_trt.bench.machine import Neighbours, environment
 from gear_trt.bench.rounds import WARM_UP_ROUNDS, Timed, measure
 from gear_trt.bench.statistics import Summary, median_difference, speedup
 
@@ -57,6 +61,19 @@ def test_times_are_medians_of_a_round_after_the_warm_up(clock):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bandwidth_is_plausible(threads):
     assert 1e8 < stream_read_bandwidth(threads) < 1e13
+
+
+def test_neighbours_are_what_is_not_our_own():
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        others = Neighbours(time.process_time())
+        started = time.monotonic()
+        while time.monotonic() - started < 0.5:
+            pass
+        own = time.process_time()
+        cores = others.cores(own)
+        assert cores > 0.1, "the process beside takes CPU time"
+        assert others.cores(own + 1e6) == 0, "what is our own does not count"
+        busy.kill()
 
 
 def test_environment_names_machine_and_versions():

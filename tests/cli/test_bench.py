@@ -127,7 +127,7 @@ def test_model(engine, tmp_path):
         bench("model", engine, "--context", 80, "--tokens", 10, "--json", "--compare", rows).stdout
     )
     assert report["schema"] == "gear.bench/1"
-    assert [row["candidate"] for row in report["rows"]] == ["gear", "ort-fp32"]
+    assert [row["candidate"] for row in report["rows"]] == ["gear k4v4", "ort-fp32"]
     assert len(report["comparison"]) == 2
 
     plotted = bench("plot", rows, "-o", tmp_path / "plots")
