@@ -211,7 +211,7 @@ def _model_targets() -> Iterator[Target]:
         1.0,
         lambda measured: (
             _known(measured.model("gear", LONG).context_speedup)
-            / _known(measured.model("llama.cpp-q4_0", LONG).context_speedup)
+            / _known(measured.model("llama-q4_0", LONG).context_speedup)
         ),
     )
     for context in (SHORT, LONG):

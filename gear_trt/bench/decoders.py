@@ -41,9 +41,9 @@ class Peer:
 
 
 LLAMA_PEERS = {
-    "llama.cpp-f16": Peer("llama.cpp", "f16", 16),
-    "llama.cpp-f16-plain": Peer("llama.cpp", "f16", 16, has_flash_attention=False),
-    "llama.cpp-q4_0": Peer("llama.cpp", "q4_0", 4.5),
+    "llama-f16": Peer("llama.cpp", "f16", 16),
+    "llama-f16-plain": Peer("llama.cpp", "f16", 16, has_flash_attention=False),
+    "llama-q4_0": Peer("llama.cpp", "q4_0", 4.5),
 }
 PEERS = {ORT_FP32: Peer("onnxruntime", "fp32", 32), **LLAMA_PEERS}
 

@@ -17,7 +17,7 @@ def measured(resident_ratio=1.0):
         )
     for context, speedup in ((SHORT, 0.9), (LONG, 1.6)):
         rows.append(model_row(context=context, speedup=speedup, context_speedup=4.0))
-        rows.append(model_row(candidate="llama.cpp-q4_0", context=context, context_speedup=2.0))
+        rows.append(model_row(candidate="llama-q4_0", context=context, context_speedup=2.0))
     return Measured(rows, resident_ratio)
 
 
@@ -68,7 +68,7 @@ def test_every_target_has_its_place_in_the_plans():
     ]
     rows += [
         model_row(candidate=name, context=context)
-        for name in ("gear k4v4", "ort-fp32", "llama.cpp-q4_0")
+        for name in ("gear k4v4", "ort-fp32", "llama-q4_0")
         for context in (SHORT, LONG)
     ]
     assert all(record["value"] is not None for record in judge(Measured(rows, 1.0)))
