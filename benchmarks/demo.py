@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import subprocess
-import sys
 import time
+from operator import attrgetter
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 import gear_trt
-from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
+from gear_trt.bench import model
+from gear_trt.bench.records import ModelRow
+from gear_trt.runtime.footprint import fp16_bytes_per_token
 from gear_trt.runtime.manifest import MANIFEST_FILE, Manifest
 from gear_trt.spec import CompressionConfig
 
 ENGINE = Path("out/smollm2")
 PROMPT = "Why is the sky blue? Explain it to a child."
 CONTEXT = 1024
-DECODED = 64
+DECODED = 80
+MEGA = 1e6
 
 
 def model_path() -> Path:
@@ -49,30 +50,22 @@ def answer(console: Console) -> None:
     console.print("\n")
 
 
-def measure(cache: str) -> dict[str, float]:
-    """Run `benchmarks.decode` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.decode", str(ENGINE), "--cache", cache]
-    command += ["--context", str(CONTEXT), "--tokens", str(DECODED)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
-    row: dict[str, float] = json.loads(result.stdout)
-    return row
-
-
-def summary(gear: dict[str, float], fp32: dict[str, float]) -> Table:
+def summary(gear: ModelRow, fp32: ModelRow) -> Table:
     """Return the closing table."""
     layers = Manifest.read(ENGINE).layers
-    tokens = CONTEXT + DECODED
-    fp16, page = fp16_bytes_per_token(layers), page_bytes_per_token(layers)
-    table = Table("", "GEAR k4v4", "ORT FP32 cache", title=f"{tokens} tokens, one thread")
-    table.add_row("KV bytes per token", f"{page:,.0f}", f"{2 * fp16:,.0f}")
-    table.add_row("against FP16's " + f"{fp16:,}", f"{fp16 / page:.2f}x smaller", "2.00x larger")
-    for label, key, unit in (
-        ("cache allocated, buffers included, MB", "cache_bytes", 1e6),
-        ("prefill, tokens/s", "prefill_tokens_per_second", 1),
-        ("decode, tokens/s", "decode_tokens_per_second", 1),
-        ("peak memory of the process, MB", "peak_memory_bytes", 1e6),
+    fp16 = fp16_bytes_per_token(layers)
+    table = Table("", "GEAR k4v4", "ORT FP32 cache", title=f"{CONTEXT} tokens, one thread")
+    table.add_row("KV bytes per token", *(f"{row.bytes_per_token:,.0f}" for row in (gear, fp32)))
+    table.add_row(
+        f"against FP16's {fp16:,}", f"{fp16 / gear.bytes_per_token:.2f}x smaller", "2.00x larger"
+    )
+    for label, value, unit in (
+        ("cache in use, buffers included, MB", attrgetter("cache_bytes"), MEGA),
+        ("prefill, tokens/s", attrgetter("prefill_tokens_per_second"), 1),
+        ("decode, tokens/s", attrgetter("decode_tokens_per_second"), 1),
+        ("peak memory of the process, MB", attrgetter("peak_memory_bytes"), MEGA),
     ):
-        table.add_row(label, f"{gear[key] / unit:,.1f}", f"{fp32[key] / unit:,.1f}")
+        table.add_row(label, *(f"{value(row) / unit:,.1f}" for row in (gear, fp32)))
     return table
 
 
@@ -82,8 +75,8 @@ def main() -> None:
     export(console)
     answer(console)
     with console.status("measuring both caches, one thread"):
-        gear, fp32 = measure("gear"), measure("fp32")
-    console.print(summary(gear, fp32))
+        result = model.run(model.ModelPlan(ENGINE, contexts=[CONTEXT], tokens=DECODED))
+    console.print(summary(*result.rows))
 
 
 if __name__ == "__main__":

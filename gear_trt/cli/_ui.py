@@ -74,6 +74,30 @@ def progress() -> Iterator[Progress]:
         yield status.update
 
 
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, str, float], None]]:
+    """Yield a function of stage, detail and part done (0 to 1): a bar, or a line per stage."""
+    if not stderr.is_terminal:
+        last = ""
+
+        def say(stage: str, detail: str, done: float) -> None:
+            nonlocal last
+            if stage != last:
+                _say(stage)
+            last = stage
+
+        yield say
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(BarColumn(), TimeRemainingColumn(), text, console=stderr, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda stage, detail, done: bar.update(
+            task, description=f"{stage}: {detail}" if detail else stage, completed=done
+        )
+
+
 def _set_up_log(*, verbose: bool) -> None:
     from rich.logging import RichHandler
 

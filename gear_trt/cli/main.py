@@ -1,9 +1,10 @@
-"""`gear`: look at engines, generate with them, check the environment."""
+"""`gear`: look at engines, generate with them, time them, check the environment."""
 
 from __future__ import annotations
 
 import typer
 
+from gear_trt.cli.bench import app as bench
 from gear_trt.cli.doctor import doctor
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
@@ -18,3 +19,4 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(inspect)
 app.command()(doctor)
+app.add_typer(bench, name="bench")

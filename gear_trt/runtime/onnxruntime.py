@@ -17,7 +17,7 @@ from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.manifest import MODEL_FILE
 from gear_trt.spec import GEAR_ATTENTION, graph
 
-_FAILURES = (
+FAILURES = (
     ort.EPFail,
     ort.EngineError,
     ort.Fail,
@@ -30,6 +30,7 @@ _FAILURES = (
     ort.RuntimeException,
     RuntimeError,  # what a binding raises
 )
+"""What ONNX Runtime raises."""
 EXPORT_AGAIN = "export the model again with `gear-export`"
 OVERFLOW_HINT = "check the model's weights; `--preset exact` keeps the cache in FP32"
 _FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -60,7 +61,7 @@ class OnnxRuntimeBackend:
             self._session = InferenceSession(
                 folder / MODEL_FILE, session_options(threads), ["CPUExecutionProvider"]
             )
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._load_failure(str(error)) from None
 
     def bind(self, cache: GearCache) -> OrtBoundGraph:
@@ -71,7 +72,7 @@ class OnnxRuntimeBackend:
         """
         try:
             return OrtBoundGraph(self._session, cache, vocab_size=self._vocab_size)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._load_failure(str(error)) from None
 
     def _load_failure(self, text: str) -> GearError:
@@ -120,7 +121,7 @@ class OrtBoundGraph:
         self._bind_output(graph.LOGITS, logits_BSV)
         try:
             self._session.run_with_iobinding(self._binding)
-        except _FAILURES as error:
+        except FAILURES as error:
             known = _known_run_failure(str(error))
             if known is None:
                 raise
@@ -152,7 +153,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     library = native.library_path()
     try:
         options.register_custom_ops_library(str(library))
-    except _FAILURES as error:
+    except FAILURES as error:
         raise GearError(
             ErrorCode.MISSING_LIBRARY,
             f"onnxruntime cannot load {library}: {error}",

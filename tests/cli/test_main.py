@@ -15,7 +15,16 @@ from gear_trt.runtime.manifest import MODEL_FILE
 from tests.cli.models import save_decoder
 from tests.runtime.folders import MAX_CONTEXT, write_engine
 
-HEAVY = {"numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers"}
+HEAVY = {
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +185,9 @@ def test_doctor_says_what_is_missing(monkeypatch):
     assert "/no/such/libgear.so" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("generate", "--help"), ("bench", "ops", "--help")]
+)
 def test_help_imports_nothing_heavy(arguments):
     run = subprocess.run(
         [sys.executable, "-X", "importtime", Path(sys.executable).with_name("gear"), *arguments],

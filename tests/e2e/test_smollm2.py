@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gear_trt
-from benchmarks.baseline import Fp32Engine
 from benchmarks.quality import Score, decode, log_softmax
+from gear_trt.bench.baseline import Fp32Engine
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def test_baseline_is_the_same_model(export):
     tokens = np.arange(100, 164)
     with gear_trt.load(export("exact"), max_tokens=128) as engine:
         want = engine.step(tokens[None], all_logits=True)[0]
-        baseline = Fp32Engine(export("exact"), capacity=128, threads=1)
+        baseline = Fp32Engine.open(export("exact"), capacity=128, threads=1)
         np.testing.assert_allclose(baseline.step(tokens), want, atol=1e-3)
         np.testing.assert_allclose(
             baseline.step(np.array([7]))[0], engine.step([[7]])[0], atol=1e-3

@@ -4,10 +4,10 @@ import numpy as np
 import onnxruntime as ort
 
 from gear_trt import native
+from gear_trt.bench.graphs import one_node_model
 from gear_trt.reference import ReferenceCache, attend
 from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.spec import CompressionConfig, graph
-from tests.graphs import one_node_model
 
 N, H, D = 4, 2, 32
 

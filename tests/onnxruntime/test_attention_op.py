@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from gear_trt.bench.graphs import attributes, one_node_model
 from gear_trt.reference import decompress_sequence
 from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.spec import CompressionConfig, graph
 from gear_trt.spec.config import PRESETS
 from tests.cases import ATTENTION_CASES, attention_call
-from tests.graphs import attributes, one_node_model
 from tests.onnxruntime.op import H, Op, open_session
 from tests.plugins.checks import nmse
 from tests.plugins.test_attention import TOLERANCE as NMSE_TOLERANCE

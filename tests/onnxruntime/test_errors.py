@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
+from gear_trt.bench.graphs import attributes, one_node_model
 from gear_trt.spec import GEAR_ATTENTION, CompressionConfig, graph
-from tests.graphs import attributes, one_node_model
 from tests.onnxruntime.op import D, H, N, Op, layer, open_session
 
 LAYER = layer(CompressionConfig.preset("k4v4"))

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession, OrtValue
 
 from gear_trt.runtime.manifest import MODEL_FILE, Manifest
+from gear_trt.runtime.onnxruntime import session_options
 from gear_trt.spec import GEAR_ATTENTION, graph
 
-BASELINE_FILE = "baseline.onnx"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Session option: where the weights of a model lie that comes from memory."""
 
 
-def write_baseline(engine: Path) -> Path:
-    """Write `baseline.onnx` beside an engine's model (it shares the weight file) and return it."""
+def baseline_model(engine: Path) -> onnx.ModelProto:
+    """Return an engine's graph with FP32 caches; its weights stay in the engine folder."""
     model = onnx.load(engine / MODEL_FILE, load_external_data=False)
     nodes = [
         _group_query_attention(node) if node.op_type == GEAR_ATTENTION.name else node
@@ -35,12 +38,10 @@ def write_baseline(engine: Path) -> Path:
     _replace_state(model.graph, replaced)
     if not any(item.domain == "com.microsoft" for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    path = engine / BASELINE_FILE
-    onnx.save(model, path)
-    return path
+    return model
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, float]:
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
@@ -98,34 +99,53 @@ class Fp32Engine:
     """One sequence decoded with ONNX Runtime's FP32 cache.
 
     Args:
-        engine: Engine folder; `baseline.onnx` is written into it when it is missing.
+        session: The loaded graph of `baseline_model`.
+        manifest: Of the engine.
         capacity: Longest sequence, tokens.
-        threads: Intra-op threads of the session.
     """
 
-    def __init__(self, engine: Path, *, capacity: int, threads: int) -> None:
-        manifest = Manifest.read(engine)
-        path = engine / BASELINE_FILE
-        if not path.is_file():
-            write_baseline(engine)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as the engine
-        self._session = ort.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
-        self._inputs = {item.name for item in self._session.get_inputs()}
-        self._binding = self._session.io_binding()
+    def __init__(
+        self,
+        session: Any,  # noqa: ANN401 - untyped, as is the binding
+        manifest: Manifest,
+        *,
+        capacity: int,
+    ) -> None:
+        self._session = session
+        self._manifest = manifest
+        self._inputs = {item.name for item in session.get_inputs()}
+        self._binding: Any = self._session.io_binding()
         self._binding.bind_output(graph.LOGITS)  # first: outputs come in binding order
-        self._states = []
         for index, layer in enumerate(manifest.layers):
             shape = (1, layer.num_kv_heads, capacity, layer.head_dim)
             for side in ("key", "value"):
-                state = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                state = OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
                 self._binding.bind_ortvalue_input(f"past_{side}.{index}", state)
                 self._binding.bind_ortvalue_output(f"present_{side}.{index}", state)
-                self._states.append(state)
-        self.cache_bytes = sum(state.numpy().nbytes for state in self._states)
+        self.length = 0
+
+    @classmethod
+    def open(cls, engine: Path, *, capacity: int, threads: int) -> Self:
+        """Load the baseline of an engine folder.
+
+        Args:
+            engine: The engine folder; nothing is written to it.
+            capacity: Longest sequence, tokens.
+            threads: Intra-op threads of the session.
+        """
+        options = session_options(threads)
+        options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(engine))
+        session = InferenceSession(
+            baseline_model(engine).SerializeToString(), options, ["CPUExecutionProvider"]
+        )
+        return cls(session, Manifest.read(engine), capacity=capacity)
+
+    def sibling(self, *, capacity: int) -> Self:
+        """Return an engine with the same weights and an empty cache of its own."""
+        return type(self)(self._session, self._manifest, capacity=capacity)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
         self.length = 0
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -144,4 +164,4 @@ class Fp32Engine:
         self._binding.bind_output(graph.LOGITS)  # anew: its shape differs from call to call
         self._session.run_with_iobinding(self._binding)
         self.length = total
-        return self._binding.get_outputs()[0].numpy()[0]
+        return np.asarray(self._binding.get_outputs()[0].numpy()[0])
