@@ -1,7 +1,6 @@
 // Views of one call's device tensors (the GPU's counterpart of cpu/call.h), passed to kernels by
 // value. Lengths, slots and page ids lie in device memory: the host never reads them, so a call can
-// be captured in a graph. What the CPU refuses before it starts, kernels skip, and say so in
-// `status`.
+// be captured in a graph.
 #pragma once
 
 #include "core/half.h"
@@ -10,9 +9,6 @@
 #include "cuda/status.h"
 
 namespace gear::cuda {
-
-// Element types of activations and of the residual buffer.
-GEAR_INLINE int element_bytes(DataType type) { return type == DataType::kFloat32 ? 4 : 2; }
 
 struct Call {
   GearAttentionAttributes attributes;
@@ -23,7 +19,7 @@ struct Call {
   int batch;
   int seq_len;
   int max_pages;
-  int num_pages;
+  int pool_pages;
   int num_slots;
 
   const void* query;
@@ -43,20 +39,25 @@ struct Call {
   GEAR_HOST_DEVICE int kv_heads() const { return attributes.num_kv_heads; }
   GEAR_HOST_DEVICE int group() const { return attributes.num_heads / attributes.num_kv_heads; }
 
-  // Host and device: the most pages that `seq_len` new tokens can fill in one sequence.
+  // The most pages of one sequence that `seq_len` new tokens can fill.
   GEAR_HOST_DEVICE int max_new_pages() const {
     return (config().chunk - 1 + seq_len) / config().chunk;
   }
 
-#if defined(__CUDACC__) || defined(GEAR_EMULATED_GPU)
   GEAR_DEVICE int past(int sequence) const { return past_lengths[sequence]; }
   GEAR_DEVICE int added(int sequence) const { return new_lengths[sequence]; }
-  GEAR_DEVICE int full_pages(int sequence) const { return ::gear::num_pages(config(), past(sequence)); }
+  GEAR_DEVICE int full_pages(int sequence) const { return num_pages(config(), past(sequence)); }
   GEAR_DEVICE int full_pages_after(int sequence) const {
-    return ::gear::num_pages(config(), past(sequence) + added(sequence));
+    return num_pages(config(), past(sequence) + added(sequence));
   }
   GEAR_DEVICE const int32_t* page_ids(int sequence) const {
     return page_table + static_cast<int64_t>(sequence) * max_pages;
+  }
+
+  // Whether a chunk of the sequence becomes full in this call: then the compression kernel appends
+  // its new tokens, else the attention kernel does.
+  GEAR_DEVICE bool fills_a_page(int sequence) const {
+    return full_pages_after(sequence) > full_pages(sequence);
   }
 
   // Element offset of a new token's key or value.
@@ -71,39 +72,37 @@ struct Call {
   }
 
   // Element offset of a row of the residual buffer; side 0 is K, 1 is V.
-  GEAR_DEVICE int64_t buffer_offset(int slot, int head, int side, int row) const {
+  GEAR_DEVICE int64_t buffer_offset(int sequence, int head, int side, int row) const {
     const int64_t rows = config().sinks + config().chunk;
-    const int64_t owner = static_cast<int64_t>(slot) * kv_heads() + head;
+    const int64_t owner = static_cast<int64_t>(slots[sequence]) * kv_heads() + head;
     return ((owner * 2 + side) * rows + row) * head_dim();
   }
 
   GEAR_DEVICE int32_t* page_at(int page, int head) const {
     return page_pool + (static_cast<int64_t>(page) * kv_heads() + head) * layout.page_words;
   }
-
-  // Whether a chunk of the sequence becomes full in this call: then the compression kernel appends
-  // its new tokens, else the attention kernel does.
-  GEAR_DEVICE bool fills_a_page(int sequence) const {
-    return full_pages_after(sequence) > full_pages(sequence);
-  }
-#endif
 };
 
-#if defined(__CUDACC__) || defined(GEAR_EMULATED_GPU)
-
-GEAR_DEVICE float load_element(const void* elements, DataType type, int64_t index) {
-  return type == DataType::kFloat32 ? static_cast<const float*>(elements)[index]
-                                    : __half2float(static_cast<const __half*>(elements)[index]);
-}
-
-GEAR_DEVICE void store_element(void* elements, DataType type, int64_t index, float x) {
+// Four elements from `index` on, a multiple of four, of an array that is aligned to 16 bytes.
+GEAR_DEVICE float4 load4(const void* elements, DataType type, int64_t index) {
   if (type == DataType::kFloat32) {
-    static_cast<float*>(elements)[index] = x;
-  } else {
-    static_cast<uint16_t*>(elements)[index] = half_nearest(x);
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(elements) + index);
   }
+  const uint2 words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(elements) + index);
+  return make_float4(half_to_float(static_cast<uint16_t>(words.x)),
+                     half_to_float(static_cast<uint16_t>(words.x >> 16)),
+                     half_to_float(static_cast<uint16_t>(words.y)),
+                     half_to_float(static_cast<uint16_t>(words.y >> 16)));
 }
 
-#endif
+GEAR_DEVICE void store4(void* elements, DataType type, int64_t index, float4 x) {
+  if (type == DataType::kFloat32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(elements) + index) = x;
+    return;
+  }
+  const uint32_t low = half_nearest(x.x) | static_cast<uint32_t>(half_nearest(x.y)) << 16;
+  const uint32_t high = half_nearest(x.z) | static_cast<uint32_t>(half_nearest(x.w)) << 16;
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(elements) + index) = make_uint2(low, high);
+}
 
 }  // namespace gear::cuda

@@ -5,26 +5,27 @@
 
 namespace gear::cuda {
 
-enum StatusKind : int32_t {
-  kFine = 0,
-  kBadNewLength,
-  kBadPastLength,
-  kBadSlot,
+enum class Fault : int32_t {
+  kNone,
+  kNewLength,
+  kPastLength,
+  kSlot,
   kTooManyPages,
-  kBadPage,
-  kBadKey,
-  kBadValue,
+  kPage,
+  kKey,
+  kValue,
+  kPageKey,  // of compress_pages, where `sequence` is the page and `token` its row
+  kPageValue,
 };
 
 struct Status {
-  int32_t kind;
+  int32_t fault;
   int32_t layer;
   int32_t sequence;
   int32_t head;
-  int32_t token;   // position in the sequence
-  int32_t number;  // the wrong length, slot, page id, or bits of a wrong value
-  int32_t limit;   // what it must be below, or at most
-  int32_t reserved;
+  int32_t token;   // position in its sequence
+  int32_t number;  // the wrong length, slot or page id; of a wrong value its bits
+  int32_t limit;   // what `number` had to fit
 };
 
 }  // namespace gear::cuda
