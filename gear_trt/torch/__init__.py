@@ -1,11 +1,29 @@
 """The kernels inside PyTorch and transformers.
 
-Importing this package registers the op `gear::attention` with torch; the first `GearCache` also
-registers `attn_implementation="gear"` with transformers.
+Importing `attention` registers the op `gear::attention` with torch; importing `GearCache` registers
+`attn_implementation="gear"` with transformers.
 """
 
 from __future__ import annotations
 
-from gear_trt.torch.op import attention
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["attention"]
+if TYPE_CHECKING:
+    from gear_trt.torch.cache import GearCache
+    from gear_trt.torch.op import attention
+
+__all__ = ["GearCache", "attention"]
+
+_HOMES = {"GearCache": "gear_trt.torch.cache", "attention": "gear_trt.torch.op"}
+"""Where each name lives: the op does not need transformers."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gear_trt.torch' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
