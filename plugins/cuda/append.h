@@ -38,8 +38,10 @@ GEAR_DEVICE bool is_valid(const Call& call, int sequence) {
     report_sequence(call, Fault::kSlot, sequence, slot, call.num_slots);
     return false;
   }
-  if (num_pages(call.config(), past + added) > call.max_pages) {
-    report_sequence(call, Fault::kTooManyPages, sequence, past + added, call.max_pages);
+  const int pages = num_pages(call.config(), past + added);
+  if (pages > call.max_pages) {
+    report(call.status, Fault::kTooManyPages,
+           {0, call.attributes.layer, sequence, 0, past + added, pages, call.max_pages});
     return false;
   }
   return true;

@@ -24,7 +24,7 @@ size_t attention_workspace_bytes(const Call& call);
 Error launch_attention(const Call& call, const Workspace& workspace, float* log_sum_exp,
                        Stream stream);
 
-// --- compress.cu ----------------------------------------------------------------------------------
+// --- compress/compress.cu -------------------------------------------------------------------------
 
 size_t compress_workspace_bytes(const PageConfig& config);
 

@@ -23,8 +23,8 @@ struct Status {
   int32_t layer;
   int32_t sequence;
   int32_t head;
-  int32_t token;   // position in its sequence
-  int32_t number;  // the wrong length, slot or page id; of a wrong value its bits
+  int32_t token;   // position in its sequence, or the sequence's length
+  int32_t number;  // the wrong length, slot, page id or count; of a wrong value its bits
   int32_t limit;   // what `number` had to fit
 };
 
