@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gear_trt.torch.cache import GearCache
+    from gear_trt.torch.device import compress_pages, raise_errors
     from gear_trt.torch.op import attention
 
-__all__ = ["GearCache", "attention"]
+__all__ = ["GearCache", "attention", "compress_pages", "raise_errors"]
 
-_HOMES = {"GearCache": "gear_trt.torch.cache", "attention": "gear_trt.torch.op"}
+_HOMES = {
+    "GearCache": "gear_trt.torch.cache",
+    "attention": "gear_trt.torch.op",
+    "compress_pages": "gear_trt.torch.device",
+    "raise_errors": "gear_trt.torch.device",
+}
 """Where each name lives: the op does not need transformers."""
 
 

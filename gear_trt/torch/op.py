@@ -10,10 +10,11 @@ from torch import Tensor
 from gear_trt import c_api, native
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES
+from gear_trt.torch import device
+from gear_trt.torch.tensors import check_tensor
 
 _ARRAYS = tuple(tensor.name for tensor in GEAR_ATTENTION.inputs)
 _STATE = tuple(tensor.alias_of for tensor in GEAR_ATTENTION.outputs if tensor.alias_of)
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
 
 
 def attention(
@@ -35,8 +36,9 @@ def attention(
 ) -> Tensor:
     """Attend, then append to the cache in place (`gear_trt.native.attention`).
 
-    On a CPU it uses torch's threads (`torch.get_num_threads`); on a GPU it is queued on the current
-    stream and does not wait.
+    On a CPU it uses torch's threads (`torch.get_num_threads`). On a GPU it is queued on the current
+    stream and does not wait, so that what only the data shows (a length, slot or page id out of
+    range, a value that is not finite) is reported by `gear_trt.torch.raise_errors` afterwards.
 
     Args:
         query_BSND: [B, S, N, D] float32 or float16, post-RoPE; all tensors are contiguous and on
@@ -120,7 +122,7 @@ def _call(arguments: _Arguments, output: Tensor) -> c_api.AttentionCall:
     shape = _shape(arguments)
     tensors = {**arguments._asdict(), "output": output}
     for name, (dtype, dimensions) in shape.arrays().items():
-        _check(tensors[name], _DTYPES[dtype], dimensions, output.device, name)
+        check_tensor(tensors[name], dtype, dimensions, output.device, name)
     return c_api.attention_call(
         shape,
         {name: tensors[name].data_ptr() for name in shape.arrays()},
@@ -154,23 +156,6 @@ def _shape(arguments: _Arguments) -> c_api.AttentionShape:
     )
 
 
-def _check(
-    tensor: Tensor,
-    dtype: torch.dtype,
-    dimensions: tuple[int, ...],
-    device: torch.device,
-    name: str,
-) -> None:
-    if tensor.dtype != dtype or tensor.shape != dimensions:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, must be {dtype} {dimensions}"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous")
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}, the query on {device}")
-
-
 @torch.library.custom_op(
     f"{DOMAIN}::attention", mutates_args=_STATE, device_types="cpu", schema=_schema()
 )
@@ -178,6 +163,15 @@ def _attention_op(*values: object) -> Tensor:
     arguments = _Arguments(*values)  # type: ignore[arg-type] # as the schema says
     output = torch.empty_like(arguments.query)
     native.run_attention(_call(arguments, output))
+    return output
+
+
+@_attention_op.register_kernel("cuda")
+def _on_cuda(*values: object) -> Tensor:
+    arguments = _Arguments(*values)  # type: ignore[arg-type] # as the schema says
+    with torch.cuda.device(arguments.query.device):
+        output = torch.empty_like(arguments.query)
+        device.run_attention(_call(arguments, output), output.device)
     return output
 
 
