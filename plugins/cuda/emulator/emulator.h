@@ -243,6 +243,10 @@ T __ldg(const T* source) {
   return *source;
 }
 template <typename T>
+T __ldcg(const T* source) {
+  return *source;
+}
+template <typename T>
 T __ldcs(const T* source) {
   return *source;
 }
