@@ -31,8 +31,7 @@ Error too_many_pages(int sequence, int length, int pages, int max_pages) {
 }
 
 Error wrong_page(int sequence, int page, int num_pages) {
-  return "page " + text(page) + of_sequence(sequence) + " is outside the pool's " +
-         text(num_pages);
+  return "page " + text(page) + of_sequence(sequence) + " is outside the pool's " + text(num_pages);
 }
 
 Error wrong_value(int layer, int head, int sequence, int token, const char* name, float value) {

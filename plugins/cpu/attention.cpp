@@ -188,7 +188,8 @@ Error compress_page(const PageConfig& config, const void* keys, const void* valu
   for (const void* rows : {keys, values}) {
     const int64_t index = kernels->find_beyond(rows, shape.buffer_type(), count, FLT_MAX);
     if (index < 0) continue;
-    return wrong_page_value(static_cast<int>(index / config.head_dim), rows == keys ? "key" : "value");
+    return wrong_page_value(static_cast<int>(index / config.head_dim),
+                            rows == keys ? "key" : "value");
   }
   kernels->compress_page(shape, keys, values, page, thread_scratch<CompressScratch>());
   return {};

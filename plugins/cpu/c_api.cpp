@@ -50,8 +50,7 @@ const char* gear_build_info(void) {
 const char* gear_instruction_set(void) { return gear::cpu::instruction_set(); }
 
 int gear_use_instruction_set(const char* name, char* error, size_t error_size) {
-  return gear::reported(error, error_size,
-                             [&] { return gear::cpu::use_instruction_set(name); });
+  return gear::reported(error, error_size, [&] { return gear::cpu::use_instruction_set(name); });
 }
 
 int gear_compress_page(const int32_t* page_config, const void* keys, const void* values,

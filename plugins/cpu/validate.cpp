@@ -57,7 +57,8 @@ Error check_writes(const Call& call) {
     std::sort(written->begin(), written->end());
     const auto twice = std::adjacent_find(written->begin(), written->end());
     if (twice == written->end()) continue;
-    return (written == &slots ? "slot " : "page ") + std::to_string(*twice) + " would be written twice";
+    return (written == &slots ? "slot " : "page ") + std::to_string(*twice) +
+           " would be written twice";
   }
   return {};
 }

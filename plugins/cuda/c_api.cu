@@ -1,18 +1,16 @@
-#include "gear/gear_cuda.h"
-
 #include <cstring>
 
 #include "core/c_interface.h"
 #include "core/data_errors.h"
 #include "cuda/kernels.h"
+#include "gear/gear_cuda.h"
 
 #ifdef GEAR_EMULATED_GPU
 #define GEAR_COMPILER "emulated, " __VERSION__
 #else
 #define GEAR_TEXT_OF(x) #x
 #define GEAR_TEXT(x) GEAR_TEXT_OF(x)
-#define GEAR_COMPILER \
-  "nvcc " GEAR_TEXT(__CUDACC_VER_MAJOR__) "." GEAR_TEXT(__CUDACC_VER_MINOR__)
+#define GEAR_COMPILER "nvcc " GEAR_TEXT(__CUDACC_VER_MAJOR__) "." GEAR_TEXT(__CUDACC_VER_MINOR__)
 #endif
 
 namespace gear::cuda {
@@ -50,8 +48,10 @@ Error check_sizes(const Call& call) {
   const struct {
     const char* name;
     int size;
-  } sizes[] = {{"batch", call.batch},           {"seq_len", call.seq_len},
-               {"max_pages", call.max_pages},   {"num_pages", call.pool_pages},
+  } sizes[] = {{"batch", call.batch},
+               {"seq_len", call.seq_len},
+               {"max_pages", call.max_pages},
+               {"num_pages", call.pool_pages},
                {"num_slots", call.num_slots}};
   for (const auto& [name, size] : sizes) {
     if (size < 0) return std::string(name) + " is " + std::to_string(size);
@@ -107,8 +107,7 @@ Status* status_of(void* memory) { return static_cast<Status*>(memory); }
 
 Workspace make_workspace(void* memory, size_t bytes) {
   auto* start = static_cast<char*>(memory);
-  return {reinterpret_cast<int32_t*>(start + kStatusBytes), start + kHeadBytes,
-          bytes - kHeadBytes};
+  return {reinterpret_cast<int32_t*>(start + kStatusBytes), start + kHeadBytes, bytes - kHeadBytes};
 }
 
 Error attention(const AttentionArgs& args, void* memory, size_t bytes, float* log_sum_exp,
@@ -185,8 +184,8 @@ Error read_status(void* memory, Stream stream) {
 
 std::string build_info() {
   return std::string("{\"version\": \"") + GEAR_VERSION + "\", \"layout_hash\": \"" + kLayoutHash +
-         "\", \"compiler\": \"" + GEAR_COMPILER + "\", \"architectures\": \"" +
-         GEAR_ARCHITECTURES + "\"}";
+         "\", \"compiler\": \"" + GEAR_COMPILER + "\", \"architectures\": \"" + GEAR_ARCHITECTURES +
+         "\"}";
 }
 
 }  // namespace
@@ -221,9 +220,8 @@ size_t gear_cuda_compress_workspace_bytes(const int32_t* page_config) {
 }
 
 int gear_cuda_compress_pages(const int32_t* page_config, const void* keys, const void* values,
-                             int32_t count, int32_t* pages, void* workspace,
-                             size_t workspace_bytes, void* stream, char* error,
-                             size_t error_size) {
+                             int32_t count, int32_t* pages, void* workspace, size_t workspace_bytes,
+                             void* stream, char* error, size_t error_size) {
   return gear::reported(error, error_size, [&] {
     return gear::cuda::compress_pages(gear::read_config(page_config), keys, values, count, pages,
                                       workspace, workspace_bytes,

@@ -88,7 +88,8 @@ GEAR_DEVICE float4 load4(const void* elements, DataType type, int64_t index) {
   if (type == DataType::kFloat32) {
     return *reinterpret_cast<const float4*>(static_cast<const float*>(elements) + index);
   }
-  const uint2 words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(elements) + index);
+  const uint2 words =
+      *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(elements) + index);
   return make_float4(half_to_float(static_cast<uint16_t>(words.x)),
                      half_to_float(static_cast<uint16_t>(words.x >> 16)),
                      half_to_float(static_cast<uint16_t>(words.y)),

@@ -1,8 +1,8 @@
 // The only way device code touches the GPU. Kernels are written once, in CUDA's own words
-// (__global__, threadIdx, __syncthreads, __shfl_xor_sync, atomicAdd, __half2, ...), and include this
-// header alone. nvcc compiles them for GPUs; with GEAR_EMULATED_GPU defined, a host compiler
-// compiles the same source as C++17 and it runs on the CPU (cuda/emulator/emulator.h), one fibre per
-// thread. What the emulator lacks is added there when a kernel needs it.
+// (__global__, threadIdx, __syncthreads, __shfl_xor_sync, atomicAdd, __half2, ...), and include
+// this header alone. nvcc compiles them for GPUs; with GEAR_EMULATED_GPU defined, a host compiler
+// compiles the same source as C++17 and it runs on the CPU (cuda/emulator/emulator.h), one fibre
+// per thread. What the emulator lacks is added there when a kernel needs it.
 //
 //   struct Shared { float row[64]; };
 //
@@ -122,9 +122,8 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
              Stream stream, Arguments&&... arguments) {
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (shared_bytes > kWithoutAsking) {
-    const Error error =
-        cuda_error(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)));
+    const Error error = cuda_error(cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     if (!error.empty()) return error;
   }
   cudaLaunchConfig_t config{};
@@ -132,8 +131,7 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  return cuda_error(
-      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  return cuda_error(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

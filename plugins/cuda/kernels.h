@@ -14,7 +14,8 @@ struct Workspace {
   size_t bytes;       // of memory
 };
 
-// --- attention.cu ---------------------------------------------------------------------------------
+// --- attention.cu
+// ---------------------------------------------------------------------------------
 
 size_t attention_workspace_bytes(const Call& call);
 
@@ -24,7 +25,8 @@ size_t attention_workspace_bytes(const Call& call);
 Error launch_attention(const Call& call, const Workspace& workspace, float* log_sum_exp,
                        Stream stream);
 
-// --- compress/compress.cu -------------------------------------------------------------------------
+// --- compress/compress.cu
+// -------------------------------------------------------------------------
 
 size_t compress_workspace_bytes(const PageConfig& config);
 

@@ -41,8 +41,8 @@ void test_block_sums() {
   std::vector<float> x(384);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
   std::vector<float> sums(3);
-  const Error error = launch(block_sums, dim3(3), dim3(128), sizeof(SumShared), Stream{}, x.data(),
-                             sums.data());
+  const Error error =
+      launch(block_sums, dim3(3), dim3(128), sizeof(SumShared), Stream{}, x.data(), sums.data());
   expect(error.empty(), "the launch succeeds");
   for (int block = 0; block < 3; ++block) {
     expect(sums[block] == 128 * (128 * block) + 127 * 64, "sum of a block");
@@ -183,7 +183,8 @@ void test_half() {
   const __half tiny = half_of(0x1p-14f);
   const float up = __half2float(__hfma(tiny, half_of(0x1p-24f), half_of(1.0f)));
   expect(up == 1.0f, "far below half a step");
-  const __half2 pair = __hfma2(__floats2half2_rn(1, 2), __floats2half2_rn(3, 4), __float2half2_rn(5));
+  const __half2 pair =
+      __hfma2(__floats2half2_rn(1, 2), __floats2half2_rn(3, 4), __float2half2_rn(5));
   expect(__low2float(pair) == 8 && __high2float(pair) == 13, "pairs");
   expect(lop3<0xea>(0x0f, 0x3c, 0x40) == ((0x0fu & 0x3cu) | 0x40u), "lop3: a & b | c");
   expect(__byte_perm(0x33221100, 0x77665544, 0x7410) == 0x77441100, "byte_perm");

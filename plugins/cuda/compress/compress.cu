@@ -5,10 +5,10 @@
 //   low rank of the error → deltas of the outliers (gear_trt/reference/page.py).
 
 #include "cuda/append.h"
-#include "cuda/kernels.h"
 #include "cuda/compress/lowrank.h"
 #include "cuda/compress/quantize.h"
 #include "cuda/compress/tile.h"
+#include "cuda/kernels.h"
 
 namespace gear::cuda {
 namespace {
@@ -21,7 +21,7 @@ struct Work {
   Call call;
   const void* rows[2];
   int num_tasks;
-  float* tiles;  // of blocks whose tile does not fit into shared memory
+  float* tiles;  // one per block, where they do not fit into shared memory
 };
 
 // One side of one page. `first` is the position of its first token, or its first row.
@@ -78,8 +78,7 @@ GEAR_DEVICE bool gather_tokens(const Call& call, const Task& task, float* x) {
         const int position = task.first + row;
         if (position < past) {
           const int buffered = buffer_row(call.config(), position);
-          const int64_t offset =
-              call.buffer_offset(task.sequence, task.head, task.side, buffered);
+          const int64_t offset = call.buffer_offset(task.sequence, task.head, task.side, buffered);
           return load4(call.residual_buffer, call.buffer_type, offset + channel);
         }
         const int64_t offset = call.key_offset(task.sequence, position - past, task.head);
@@ -101,8 +100,8 @@ GEAR_DEVICE bool gather_rows(const Work& work, const Task& task, float* x) {
       },
       [&](int row, float4 misfit) {
         report(call.status, task.side == 0 ? Fault::kPageKey : Fault::kPageValue,
-               {0, 0, task.sequence, 0, row,
-                __float_as_int(first_misfit(misfit, call.buffer_type)), 0});
+               {0, 0, task.sequence, 0, row, __float_as_int(first_misfit(misfit, call.buffer_type)),
+                0});
       });
 }
 
@@ -182,12 +181,12 @@ GEAR_DEVICE bool find_task(const Call& call, int index, Task& task, int& i) {
   return true;
 }
 
-template <bool kTileInShared>
-__global__ void __launch_bounds__(kCompressThreads) compress(const Work work) {
+__global__ void __launch_bounds__(kCompressThreads, kBlocksPerProcessor)
+    compress(const __grid_constant__ Work work) {
   const Call& call = work.call;
   const TilePlan plan = plan_tile(call.config());
   float* memory = shared_memory<float>();
-  float* x = kTileInShared
+  float* x = work.tiles == nullptr
                  ? memory + plan.x
                  : work.tiles + static_cast<int64_t>(blockIdx.x) * tile_floats(call.config());
   for (int index = static_cast<int>(blockIdx.x); index < work.num_tasks;
@@ -226,18 +225,18 @@ Error launch_work(Work work, const Workspace& workspace, Stream stream) {
   if (work.num_tasks == 0) return {};
   const PageConfig& config = work.call.config();
   const TilePlan plan = plan_tile(config);
-  const auto blocks = static_cast<unsigned>(work.num_tasks < max_blocks() ? work.num_tasks
-                                                                          : max_blocks());
+  const auto blocks =
+      static_cast<unsigned>(work.num_tasks < max_blocks() ? work.num_tasks : max_blocks());
   const dim3 threads(kCompressThreads);
   if (fits_shared(config)) {
-    return launch(compress<true>, dim3(blocks), threads, plan.end * sizeof(float), stream, work);
+    return launch(compress, dim3(blocks), threads, plan.end * sizeof(float), stream, work);
   }
   if (workspace.bytes < compress_workspace_bytes(config)) {
     return "the workspace has " + std::to_string(workspace.bytes) + " bytes for compression, " +
            std::to_string(compress_workspace_bytes(config)) + " are needed";
   }
   work.tiles = static_cast<float*>(workspace.memory);
-  return launch(compress<false>, dim3(blocks), threads, plan.x * sizeof(float), stream, work);
+  return launch(compress, dim3(blocks), threads, plan.x * sizeof(float), stream, work);
 }
 
 }  // namespace
@@ -248,8 +247,7 @@ size_t compress_workspace_bytes(const PageConfig& config) {
 }
 
 Error launch_compress(const Call& call, const Workspace& workspace, Stream stream) {
-  const int64_t tasks =
-      int64_t{2} * call.kv_heads() * call.batch * call.max_new_pages();
+  const int64_t tasks = int64_t{2} * call.kv_heads() * call.batch * call.max_new_pages();
   if (tasks > INT32_MAX) return "batch, seq_len and num_kv_heads are too large for one call";
   return launch_work({call, {nullptr, nullptr}, static_cast<int>(tasks), nullptr}, workspace,
                      stream);

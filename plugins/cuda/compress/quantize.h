@@ -50,7 +50,8 @@ struct Largest {
 };
 
 // The largest elements of sign · x[vector], `skipped` left out; every sharer gets all.
-GEAR_DEVICE Largest find_largest(const Tile& tile, int vector, float sign, const int (&skipped)[2]) {
+GEAR_DEVICE Largest find_largest(const Tile& tile, int vector, float sign,
+                                 const int (&skipped)[2]) {
   Largest found;
   const int share = tile.side.lanes / kSharers;
   const int first = static_cast<int>(threadIdx.x) % kSharers * share;
@@ -69,14 +70,16 @@ GEAR_DEVICE void find_outliers(const Tile& tile, int outliers) {
   const int count = tile.side.vectors * kSharers;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kCompressThreads) {
     const int vector = i / kSharers;
-    const Largest largest = find_largest(tile, vector, 1.0f, {-1, -1});
-    const int second = half > 1 ? largest.positions[1] : -1;
-    const Largest smallest = find_largest(tile, vector, -1.0f, {largest.positions[0], second});
-    if (i % kSharers != 0) continue;
-    uint8_t* positions = tile.positions + vector * outliers;
-    for (int j = 0; j < half; ++j) {
-      positions[j] = static_cast<uint8_t>(largest.positions[j]);
-      positions[half + j] = static_cast<uint8_t>(smallest.positions[j]);
+    int skipped[2] = {-1, -1};
+#pragma unroll 1
+    for (int end = 0; end < 2; ++end) {
+      const Largest found = find_largest(tile, vector, end == 0 ? 1.0f : -1.0f, skipped);
+      skipped[0] = found.positions[0];
+      skipped[1] = half > 1 ? found.positions[1] : -1;
+      if (i % kSharers != 0) continue;
+      uint8_t* positions = tile.positions + vector * outliers + end * half;
+      positions[0] = static_cast<uint8_t>(found.positions[0]);
+      if (half > 1) positions[1] = static_cast<uint8_t>(found.positions[1]);
     }
   }
 }
@@ -216,6 +219,7 @@ GEAR_DEVICE void quantize_and_pack(const Tile& tile, const PageConfig& config, f
     const int first_unit = i / kLanes * 8;
     uint32_t word = 0;
     uint32_t high_word = 0;
+#pragma unroll 1
     for (int j = 0; j < 8; ++j) {
       const int unit = first_unit + j;
       const int lane = unit % blocks * kLanes + lane_in_line;

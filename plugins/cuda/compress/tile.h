@@ -15,7 +15,9 @@
 namespace gear::cuda {
 
 inline constexpr int kCompressThreads = 256;
-inline constexpr int kMaxColumns = 8;
+inline constexpr int kMaxRank = 8;
+// Columns of low-rank factors that lie together and load as one vector.
+inline constexpr int kColumns = 4;
 
 struct Side {
   bool is_key;
@@ -25,7 +27,7 @@ struct Side {
   int lanes;
   int vector_stride;
   int lane_stride;
-  SideLayout at;
+  const SideLayout& at;
 };
 
 GEAR_INLINE int tile_stride(const PageConfig& config) { return config.head_dim + 1; }
@@ -45,8 +47,11 @@ GEAR_INLINE Side make_side(const PageConfig& config, const PageLayout& layout, b
           is_key ? layout.key : layout.value};
 }
 
-// Columns that the low-rank factors are padded to, so that they load as vectors of four.
-GEAR_INLINE int factor_columns(int rank) { return rank == 0 ? 0 : rank <= 4 ? 4 : kMaxColumns; }
+// Of [rank] factors of some length: [ceil(rank / kColumns), length, kColumns].
+GEAR_INLINE int factor_blocks(int rank) { return (rank + kColumns - 1) / kColumns; }
+GEAR_INLINE int factor_place(int column, int index, int length) {
+  return (column / kColumns * length + index) * kColumns + column % kColumns;
+}
 
 // Where the parts of a block's memory lie, in floats from its start. Sizes fit both sides.
 struct TilePlan {
@@ -55,9 +60,9 @@ struct TilePlan {
   int inverses;   // [groups, V]
   int deltas;     // [V, O]
   int positions;  // [V, O] bytes
-  int tokens;     // [C, columns]
-  int channels;   // [D, columns]
-  int partials;   // [threads, columns]
+  int tokens;     // token factors
+  int channels;   // channel factors
+  int partials;   // [threads, kColumns]
   int x;          // tile_floats(), last: it may lie elsewhere
   int end;
 };
@@ -65,7 +70,7 @@ struct TilePlan {
 GEAR_INLINE TilePlan plan_tile(const PageConfig& config) {
   const int entries = config.chunk * config.head_dim / 32 + (config.chunk + config.head_dim);
   const int vectors = config.chunk > config.head_dim ? config.chunk : config.head_dim;
-  const int columns = factor_columns(config.rank);
+  const int columns = factor_blocks(config.rank) * kColumns;
   TilePlan plan{};
   plan.scales = 0;
   plan.mins = plan.scales + entries;
@@ -75,7 +80,7 @@ GEAR_INLINE TilePlan plan_tile(const PageConfig& config) {
   plan.tokens = plan.positions + vectors * config.outliers / 4;
   plan.channels = plan.tokens + config.chunk * columns;
   plan.partials = plan.channels + config.head_dim * columns;
-  plan.x = plan.partials + kCompressThreads * columns;
+  plan.x = plan.partials + (config.rank > 0 ? kCompressThreads * kColumns : 0);
   plan.end = plan.x + tile_floats(config);
   return plan;
 }
@@ -125,15 +130,15 @@ GEAR_DEVICE void rotate_part(float* row, int stride, float factor) {
   for (int i = 0; i < kCount; ++i) row[i * stride] = part[i] * factor;
 }
 
-// Widths 16 to 8 · kCount: the channels of a block that are equal modulo 16.
+// Butterflies of width `width` to kCount / 2 · width: channels that are `width` apart.
 template <int kCount>
-GEAR_DEVICE void rotate_wide(const PageConfig& config, float* x, float factor) {
+GEAR_DEVICE void rotate_wide(const PageConfig& config, float* x, int width, float factor) {
   const int parts = config.head_dim / kCount;
   for (int i = static_cast<int>(threadIdx.x); i < config.chunk * parts; i += kCompressThreads) {
     const int token = i % config.chunk;
     const int part = i / config.chunk;
-    const int channel = part / 16 * (16 * kCount) + part % 16;
-    rotate_part<kCount>(x + token * tile_stride(config) + channel, 16, factor);
+    const int channel = part / width * (width * kCount) + part % width;
+    rotate_part<kCount>(x + token * tile_stride(config) + channel, width, factor);
   }
 }
 
@@ -141,17 +146,19 @@ GEAR_DEVICE void rotate_wide(const PageConfig& config, float* x, float factor) {
 GEAR_DEVICE void rotate_tile(const PageConfig& config, float* x) {
   const int block = hadamard_block(config.head_dim);
   const float norm = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(block)));
-  const int parts = config.head_dim / 16;
-  for (int i = static_cast<int>(threadIdx.x); i < config.chunk * parts; i += kCompressThreads) {
-    float* row = x + i % config.chunk * tile_stride(config) + i / config.chunk * 16;
-    rotate_part<16>(row, 1, block == 16 ? norm : 1.0f);
+  rotate_wide<16>(config, x, 1, block == 16 ? norm : 1.0f);
+  __syncthreads();
+  for (int width = 16; width < block;) {
+    const int ways = block / width >= 4 ? 4 : 2;
+    const float factor = width * ways == block ? norm : 1.0f;
+    if (ways == 4) {
+      rotate_wide<4>(config, x, width, factor);
+    } else {
+      rotate_wide<2>(config, x, width, factor);
+    }
+    __syncthreads();
+    width *= ways;
   }
-  __syncthreads();
-  if (block == 32) rotate_wide<2>(config, x, norm);
-  if (block == 64) rotate_wide<4>(config, x, norm);
-  if (block == 128) rotate_wide<8>(config, x, norm);
-  if (block == 256) rotate_wide<16>(config, x, norm);
-  __syncthreads();
 }
 
 }  // namespace gear::cuda

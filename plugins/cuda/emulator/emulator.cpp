@@ -1,13 +1,13 @@
 #include "cuda/emulator/emulator.h"
 
+#include <sys/mman.h>
+#include <ucontext.h>
+
 #include <csetjmp>
 #include <cstdio>
 #include <memory>
 #include <mutex>
 #include <vector>
-
-#include <sys/mman.h>
-#include <ucontext.h>
 
 dim3 threadIdx;
 dim3 blockIdx;
@@ -132,8 +132,8 @@ void make_fibers(int count) {
 bool can_run(const Fiber& fiber) {
   if (fiber.is_done) return false;
   if (fiber.wait == Wait::kNothing) return true;
-  const Meeting& meeting = fiber.wait == Wait::kWarp ? machine().warps[fiber.index / kWarp].meeting
-                                                     : machine().meeting;
+  const Meeting& meeting =
+      fiber.wait == Wait::kWarp ? machine().warps[fiber.index / kWarp].meeting : machine().meeting;
   return meeting.number != fiber.meeting;
 }
 
@@ -388,7 +388,8 @@ void multiply_fragments(Slots& slots) {
 
 void transpose_fragments(Slots& slots) {
   uint16_t matrix[8][8];
-  for (int lane = 0; lane < kWarp; ++lane) memcpy(&matrix[lane / 4][2 * (lane % 4)], slots.bytes[lane], 4);
+  for (int lane = 0; lane < kWarp; ++lane)
+    memcpy(&matrix[lane / 4][2 * (lane % 4)], slots.bytes[lane], 4);
   for (int lane = 0; lane < kWarp; ++lane) {
     const int row = lane / 4;
     const int column = 2 * (lane % 4);
