@@ -13,8 +13,8 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
-from tests.plugins.checks import nmse
-from tests.plugins.test_attention import TOLERANCE, assert_states_equal, run
+from tests.plugins.checks import TOLERANCE, assert_states_equal, nmse
+from tests.plugins.test_attention import run
 from tests.torch.op import arguments
 
 CASE = AttentionCase("torch", past=(130, 60, 9), new=(2, 70, 3), kv_heads=2)
