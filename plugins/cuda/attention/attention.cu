@@ -88,6 +88,7 @@ Error launch_attention(const Call& call, const Workspace& workspace, float* log_
   params.wanted_items = plan.blocks * kItemsPerBlock;
   params.least_pages = plan.is_split ? plan.warps : INT32_MAX;
   params.stage_bytes = plan.stage_bytes;
+  params.stage_plan = make_stage_plan(call.config(), call.layout);
   params.scratch_bytes = scratch_bytes(call.config());
   return launch(plan.kernel, dim3(plan.blocks), dim3(plan.warps * kWarpLanes), plan.shared_bytes,
                 stream, params);

@@ -25,23 +25,21 @@ GEAR_HOST_DEVICE constexpr int plane_bits(int bits) { return bits == 3 ? 2 : bit
 
 // Lines of a quad group of a plane with `lanes` lanes; 0 where quad groups share lines.
 GEAR_HOST_DEVICE constexpr int lines_of_quad_group(int lanes, int bits) {
-  const int units = 8 / bits;
-  const int blocks = lanes / 16;
-  return blocks % units == 0 ? blocks / units : 0;
+  return lanes * bits % 128 == 0 ? lanes * bits / 128 : 0;
 }
 
-// Shift from an offset in 16-byte chunks to the number of its quad group; 31 for planes that are
-// not swizzled.
-GEAR_HOST_DEVICE constexpr int swizzle_shift(int lanes, int bits) {
-  const int lines = lines_of_quad_group(lanes, bits);
-  if (lines == 0 || (lines & (lines - 1)) != 0) return 31;
+// Only planes whose quad groups have 1, 2, 4 or 8 lines are swizzled.
+GEAR_HOST_DEVICE constexpr bool is_swizzled(int lines) {
+  return lines > 0 && lines <= 8 && (lines & (lines - 1)) == 0;
+}
+
+// Shift from an offset in chunks of 16 bytes to the number of its quad group; 31 for planes that
+// are not swizzled.
+GEAR_HOST_DEVICE constexpr int swizzle_shift(int lines) {
+  if (!is_swizzled(lines)) return 31;
   int shift = 2;
-  while ((4 << (shift - 2)) < 4 * lines) ++shift;
+  while (1 << shift < 4 * lines) ++shift;
   return shift;
-}
-
-GEAR_DEVICE int swizzled_chunk(int chunk, int shift) {
-  return chunk ^ (((chunk >> shift) & 3) << 1);
 }
 
 // One side's planes in a page, for one lane.
@@ -56,16 +54,16 @@ struct Codes {
   int step_bytes;
 };
 
-// `first_line` of every quad group is line 0; `is_swizzled` tells where the page lies.
+// `first_line` of every quad group is line 0; `is_staged` tells where the page lies.
 GEAR_DEVICE Codes make_codes(const unsigned char* low, const unsigned char* high, int lanes,
-                             int bits, int first_line, bool is_swizzled) {
+                             int bits, int first_line, bool is_staged) {
   const int t = lane_quad();
-  const int lines = lines_of_quad_group(lanes, plane_bits(bits));
+  const int lines = lines_of_quad_group(lanes, bits);
   Codes codes;
   codes.low = low;
   codes.high = high;
   codes.blocks = lanes / 16;
-  codes.swizzle = is_swizzled && swizzle_shift(lanes, plane_bits(bits)) != 31 ? t << 5 : 0;
+  codes.swizzle = is_staged && is_swizzled(lines) ? t << 5 : 0;
   for (int i = 0; i < 2; ++i) {
     const int offset = (t * lines + first_line + i) * kLineBytes + 8 * lane_row();
     codes.line[i] = low + (offset ^ codes.swizzle);
@@ -79,10 +77,11 @@ template <int kBits, int kShift>
 GEAR_DEVICE void code_fragment(uint2 words, uint32_t (&a)[4]) {
   constexpr uint32_t kMask = (((1u << kBits) - 1) << kShift) * 0x00010001u;
   constexpr uint32_t kExponent = 0x64006400;
-  a[0] = (words.x & kMask) | kExponent;
-  a[1] = (words.y & kMask) | kExponent;
-  a[2] = ((words.x >> 8) & kMask) | kExponent;
-  a[3] = ((words.y >> 8) & kMask) | kExponent;
+  constexpr int kAndOr = (0xf0 & 0xcc) | 0xaa;
+  a[0] = lop3<kAndOr>(words.x, kMask, kExponent);
+  a[1] = lop3<kAndOr>(words.y, kMask, kExponent);
+  a[2] = lop3<kAndOr>(words.x >> 8, kMask, kExponent);
+  a[3] = lop3<kAndOr>(words.y >> 8, kMask, kExponent);
 }
 
 // Codes of one unit, one a byte: any bits, any number of blocks.

@@ -36,6 +36,7 @@ struct SharedLayout {
   int fragments;
   int scratch;
   int pages;
+  int item;
   int flag;
   int bytes;
 };
@@ -50,13 +51,15 @@ GEAR_HOST_DEVICE constexpr SharedLayout shared_layout(int head_dim, int warps, i
   SharedLayout layout{};
   layout.scratch = fragments;
   layout.pages = fragments + scratch;
-  layout.flag = layout.pages + (ring > states ? ring : states);
+  layout.item = layout.pages + (ring > states ? ring : states);
+  layout.flag = layout.item + static_cast<int>(sizeof(Item));
   layout.bytes = layout.flag + 16;
   return layout;
 }
 
 template <int kHeadDim>
 class Decode {
+  static constexpr bool kIsStaged = kHeadDim != 0;
   static constexpr int kBlocks = kHeadDim == 0 ? kMaxHeadDim / kBlock : kHeadDim / kBlock;
 
  public:
@@ -69,10 +72,15 @@ class Decode {
     scratch_ = shared + layout.scratch + warp() * params.scratch_bytes;
     pages_ = shared + layout.pages + warp() * kStages * params.stage_bytes;
     total_ = reinterpret_cast<float*>(shared + layout.pages);
+    item_ = reinterpret_cast<Item*>(shared + layout.item);
     flag_ = reinterpret_cast<int*>(shared + layout.flag);
   }
 
-  GEAR_DEVICE void run(const Item& item) {
+  // All threads. The item lies in shared memory: registers are for the pages.
+  GEAR_DEVICE void run(const Item& found) {
+    if (threadIdx.x == 0) *item_ = found;
+    __syncthreads();
+    const Item& item = *item_;
     const bool has_pages = item.first_page < item.end_page;
     const bool has_exact = item.split == item.splits - 1;
     if (has_pages) attend_pages(item);
@@ -110,40 +118,49 @@ class Decode {
 
   // --- Pages ---
 
-  GEAR_DEVICE const unsigned char* page_bytes(const Item& item, int index) const {
-    const int page = checked_page(call_, item.sequence, index);
-    return page < 0 ? nullptr
-                    : reinterpret_cast<const unsigned char*>(call_.page_at(page, item.head));
+  // Id of the sequence's page `index`, as it is; −1 beyond the item's pages.
+  GEAR_DEVICE int page_id(const Item& item, int index) const {
+    return index < item.end_page ? call_.page_ids(item.sequence)[index] : -1;
   }
 
-  // Starts the copy of page `index` to one of the warp's stages; null where there is none.
-  GEAR_DEVICE PageView fetch(const Item& item, int index, int stage) {
-    PageView page = {nullptr, kHeadDim != 0};
-    if (index < item.end_page) page.bytes = page_bytes(item, index);
-    if constexpr (kHeadDim != 0) {
-      unsigned char* target = pages_ + stage * params_.stage_bytes;
-      if (page.bytes != nullptr) {
-        stage_page(target, page.bytes, call_.layout, call_.config());
-        page.bytes = target;
-      }
-      cp_async_commit();
+  // Where a page lies in the pool; null where there is none.
+  GEAR_DEVICE const unsigned char* page_bytes(const Item& item, int index, int id) const {
+    if (index >= item.end_page) return nullptr;
+    if (id < 0 || id >= call_.pool_pages) {
+      checked_page(call_, item.sequence, index);
+      return nullptr;
     }
-    return page;
+    return reinterpret_cast<const unsigned char*>(call_.page_at(id, item.head));
+  }
+
+  GEAR_DEVICE unsigned char* stage_at(int stage) const {
+    return pages_ + stage * params_.stage_bytes;
+  }
+
+  // Starts the copy of a page to one of the warp's stages.
+  GEAR_DEVICE void fetch(const unsigned char* page, int stage) const {
+    if (kIsStaged && page != nullptr) stage_page(params_.stage_plan, stage_at(stage), page);
+    if (kIsStaged) cp_async_commit();
   }
 
   GEAR_DEVICE void attend_pages(const Item& item) {
     int index = item.first_page + warp();
-    PageView page = fetch(item, index, 0);
+    const unsigned char* page = page_bytes(item, index, page_id(item, index));
+    fetch(page, 0);
+    int next_id = page_id(item, index + warps());
     load_queries(item, call_.config().rotate_keys);
-    const Visible visible = visible_to(call_, item);
     SoftmaxState state;
     float output[kBlocks][4];
     reset(state, output);
     for (int stage = 0; index < item.end_page; index += warps(), stage ^= 1) {
-      const PageView next = fetch(item, index + warps(), stage ^ 1);
-      if constexpr (kHeadDim != 0) cp_async_wait<1>();
+      const unsigned char* next = page_bytes(item, index + warps(), next_id);
+      fetch(next, stage ^ 1);
+      next_id = page_id(item, index + 2 * warps());
+      if (kIsStaged) cp_async_wait<1>();
       __syncwarp();
-      if (page.bytes != nullptr) attend_page(page, index, visible, state, output);
+      if (page != nullptr) {
+        attend_page(item, {kIsStaged ? stage_at(stage) : page, kIsStaged}, index, state, output);
+      }
       __syncwarp();
       page = next;
     }
@@ -154,14 +171,14 @@ class Decode {
     }
   }
 
-  GEAR_DEVICE void attend_page(const PageView& page, int index, const Visible& visible,
+  GEAR_DEVICE void attend_page(const Item& item, const PageView& page, int index,
                                SoftmaxState& state, float (&output)[kBlocks][4]) {
     for (int span = 0; span < call_.config().chunk / kSpan; ++span) {
       float scores[kScoreBlocks][4];
       page_scores<kHeadDim>(call_, page, fragments_, scratch_, span, head_dim(), scores);
       cap_scores(params_.softcap, scores);
       if (call_.attributes.sliding_window > 0) {
-        mask_page(page_start(call_.config(), index) + span * kSpan, visible, scores);
+        mask_page(item, page_start(call_.config(), index) + span * kSpan, scores);
       }
       Quad weights[kScoreBlocks];
       weigh(scores, state, output, weights);
@@ -170,8 +187,8 @@ class Decode {
   }
 
   // Tokens of pages lie before all queries: only the window hides them.
-  GEAR_DEVICE static void mask_page(int start, const Visible& visible,
-                                    float (&scores)[kScoreBlocks][4]) {
+  GEAR_DEVICE void mask_page(const Item& item, int start, float (&scores)[kScoreBlocks][4]) const {
+    const Visible visible = visible_to(call_, item);
 #pragma unroll
     for (int n = 0; n < kScoreBlocks; ++n) {
 #pragma unroll
@@ -291,6 +308,7 @@ class Decode {
   unsigned char* scratch_;
   unsigned char* pages_;  // the warp's stages
   float* total_;
+  Item* item_;
   int* flag_;
 };
 

@@ -17,7 +17,7 @@ namespace gear::cuda {
 // Metadata of 64 tokens in the warp's scratch, groups [1 or 2][D / 4].
 struct KeyMetadata {
   uint2* scales;  // even, odd
-  uint4* mids;    // even, odd; what their rounding left, even, odd
+  uint4* mids;    // even, what its rounding left; odd, likewise
 };
 
 GEAR_HOST_DEVICE constexpr int key_metadata_bytes(int head_dim) { return 2 * head_dim * 6; }
@@ -34,14 +34,16 @@ GEAR_DEVICE void decode_key_metadata(const Call& call, const unsigned char* page
                                      int head_dim, const KeyMetadata& target) {
   const PageConfig& config = call.config();
   const int first = span * kSpan / config.group_size * head_dim;
-  for (int i = lane_id(); i < key_groups(config) * head_dim / 4; i += kWarpLanes) {
+  const int quads = key_groups(config) * head_dim / 4;
+#pragma unroll 1
+  for (int i = lane_id(); i < quads; i += kWarpLanes) {
     const Metadata x =
         load_metadata(page, call.layout.key, config.metadata_bits, kCentre<kBits>, first + 4 * i);
     const Quad scales = round_quad(x.scales);
     const Quad mids = round_quad(x.mids);
     const Quad rests = round_rest(x.mids, mids);
     target.scales[i] = make_uint2(scales.even, scales.odd);
-    target.mids[i] = make_uint4(mids.even, mids.odd, rests.even, rests.odd);
+    target.mids[i] = make_uint4(mids.even, rests.even, mids.odd, rests.odd);
   }
 }
 
@@ -57,7 +59,7 @@ GEAR_DEVICE Quad fold_query(const KeyMetadata& metadata, int quad, uint4 query, 
   const uint4 mids = metadata.mids[quad];
   const Quad folded = {multiply_halves(query.x, scales.x), multiply_halves(query.y, scales.y)};
   add_columns(sums.folded, folded);
-  const uint32_t rows[4] = {mids.x, mids.z, mids.y, mids.w};
+  const uint32_t rows[4] = {mids.x, mids.y, mids.z, mids.w};
   multiply(sums.mids, rows, {query.x, query.y});
   multiply(sums.mids, rows, {query.z, query.w});
   return folded;
@@ -163,8 +165,9 @@ GEAR_DEVICE void packed_scores(const Call& call, const PageView& page, const uin
   __syncwarp();
   const SideLayout& at = call.layout.key;
   const int lines = kSpan / 16 * plane_bits(kBits) / 8;
-  const Codes codes = make_codes(page.bytes + 4 * at.codes, page.bytes + 4 * at.codes_high,
-                                 call.config().chunk, kBits, span * lines, page.is_staged);
+  const Codes codes =
+      make_codes(page.bytes + 4 * at.codes, page.bytes + 4 * at.codes_high, call.config().chunk,
+                 plane_bits(kBits), span * lines, page.is_staged);
   code_scores<kBits, kHeadDim>(codes, metadata, queries, key_groups(call.config()), span, head_dim,
                                scores);
 }

@@ -12,34 +12,69 @@ struct PageView {
 
 inline constexpr int kChunkBytes = 16;
 
-// Chunks first .. end − 1 of a page, by one warp; `shift` as in codes.h.
+// How a page is copied, in chunks: codes of K from its start, codes of V, and all the rest.
+struct StagePlan {
+  int key_end;
+  int key_shift;  // as in codes.h
+  int value_first;
+  int value_end;
+  int value_shift;
+  int end;
+};
+
+inline StagePlan make_stage_plan(const PageConfig& config, const PageLayout& layout) {
+  const int elements = config.chunk * config.head_dim;
+  const auto chunks = [&](const SideLayout& at) {
+    return at.quantized ? elements * at.plane_bits / 8 / kChunkBytes : 0;
+  };
+  const int value_first = layout.value.codes * 4 / kChunkBytes;
+  return {chunks(layout.key),
+          swizzle_shift(lines_of_quad_group(config.chunk, layout.key.plane_bits)),
+          value_first,
+          value_first + chunks(layout.value),
+          swizzle_shift(lines_of_quad_group(config.head_dim, layout.value.plane_bits)),
+          layout.page_words * 4 / kChunkBytes};
+}
+
+// Starts the copy of chunks first .. end − 1 by one warp, four a lane at a time. What the lane and
+// the turn exchange are bits apart.
 GEAR_DEVICE void stage_chunks(unsigned char* stage, const unsigned char* page, int first, int end,
                               int shift) {
-  for (int i = lane_id(); i < end - first; i += kWarpLanes) {
-    cp_async<kChunkBytes>(stage + (first + swizzled_chunk(i, shift)) * kChunkBytes,
-                          page + (first + i) * kChunkBytes);
+  constexpr int kTurns = 4;
+  constexpr int kTurnBytes = kWarpLanes * kChunkBytes;
+  const int lane = lane_id();
+  int places[kTurns];
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i) {
+    const int number = lane + i * kWarpLanes;
+    places[i] = (number ^ (((number >> shift) & 3) << 1)) * kChunkBytes;
+  }
+  unsigned char* target = stage + first * kChunkBytes;
+  const unsigned char* source = page + (first + lane) * kChunkBytes;
+  int left = end - first;
+#pragma unroll 1
+  for (; left >= kTurns * kWarpLanes; left -= kTurns * kWarpLanes) {
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      cp_async<kChunkBytes>(target + places[i], source + i * kTurnBytes);
+    }
+    target += kTurns * kTurnBytes;
+    source += kTurns * kTurnBytes;
+  }
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i) {
+    if (lane + i * kWarpLanes < left) {
+      cp_async<kChunkBytes>(target + places[i], source + i * kTurnBytes);
+    }
   }
 }
 
-// Starts the copy of a page by one warp.
-GEAR_DEVICE void stage_page(unsigned char* stage, const unsigned char* page,
-                            const PageLayout& layout, const PageConfig& config) {
-  const int elements = config.chunk * config.head_dim;
-  const int value_first = layout.value.codes / 4;
-  int key_end = 0;
-  if (layout.key.quantized) {
-    const int bits = layout.key.plane_bits;
-    key_end = elements * bits / 8 / kChunkBytes;
-    stage_chunks(stage, page, 0, key_end, swizzle_shift(config.chunk, bits));
-  }
-  stage_chunks(stage, page, key_end, value_first, 31);
-  int value_end = value_first;
-  if (layout.value.quantized) {
-    const int bits = layout.value.plane_bits;
-    value_end += elements * bits / 8 / kChunkBytes;
-    stage_chunks(stage, page, value_first, value_end, swizzle_shift(config.head_dim, bits));
-  }
-  stage_chunks(stage, page, value_end, layout.page_words / 4, 31);
+GEAR_DEVICE void stage_page(const StagePlan& plan, unsigned char* stage,
+                            const unsigned char* page) {
+  stage_chunks(stage, page, 0, plan.key_end, plan.key_shift);
+  stage_chunks(stage, page, plan.key_end, plan.value_first, 31);
+  stage_chunks(stage, page, plan.value_first, plan.value_end, plan.value_shift);
+  stage_chunks(stage, page, plan.value_end, plan.end, 31);
 }
 
 }  // namespace gear::cuda

@@ -13,19 +13,24 @@ namespace gear::cuda {
 
 // Metadata of 64 tokens in the warp's scratch.
 struct ValueMetadata {
-  uint4* entries;  // [groups][16 quads of tokens]: scales even, odd; mids even, odd
+  uint4* mids;     // [groups / 2][16 quads of tokens]: even of both groups, odd of both
+  uint2* scales;   // [groups][16]: even, odd
   float* factors;  // [groups] what scales were divided by
 };
 
-GEAR_HOST_DEVICE constexpr int max_value_groups(int head_dim) { return (head_dim + 31) / 32; }
+// Groups of a head, rounded up to two.
+GEAR_HOST_DEVICE constexpr int max_value_groups(int head_dim) { return (head_dim + 63) / 64 * 2; }
 
 GEAR_HOST_DEVICE constexpr int value_metadata_bytes(int head_dim) {
   return max_value_groups(head_dim) * (kSpan * 4 + 4);
 }
 
-GEAR_DEVICE ValueMetadata value_metadata(unsigned char* scratch, int groups) {
-  return {reinterpret_cast<uint4*>(scratch),
-          reinterpret_cast<float*>(scratch + groups * kSpan * 4)};
+GEAR_DEVICE ValueMetadata value_metadata(unsigned char* scratch, int head_dim) {
+  const int groups = max_value_groups(head_dim);
+  unsigned char* scales = scratch + groups * kSpan * 2;
+  unsigned char* factors = scales + groups * kSpan * 2;
+  return {reinterpret_cast<uint4*>(scratch), reinterpret_cast<uint2*>(scales),
+          reinterpret_cast<float*>(factors)};
 }
 
 // 2^k with the exponent of x, within ±100.
@@ -34,28 +39,34 @@ GEAR_DEVICE float power_of_two(float x) {
   return __int_as_float(min(max(bits, 27 << 23), 227 << 23));
 }
 
-// Half a warp decodes a group: the largest scale becomes one in [16, 32).
+// Half a warp decodes a group: the largest scale becomes one in [16, 32). The last group stands in
+// for one beyond it.
 template <int kBits>
 GEAR_DEVICE void decode_value_metadata(const Call& call, const unsigned char* page, int span,
-                                       int groups, const ValueMetadata& target) {
+                                       const ValueMetadata& target) {
+  const int groups = call.layout.value.groups;
   const int quad = lane_id() % 16;
+  const int half = lane_id() / 16;
+#pragma unroll 1
   for (int first = 0; first < groups; first += 2) {
-    const int group = first + lane_id() / 16;
-    const int index = min(group, groups - 1) * call.config().chunk + span * kSpan + 4 * quad;
+    const int index = min(first + half, groups - 1) * call.config().chunk + span * kSpan + 4 * quad;
     const Metadata x =
         load_metadata(page, call.layout.value, call.config().metadata_bits, kCentre<kBits>, index);
     float largest = fmaxf(fmaxf(x.scales.x, x.scales.y), fmaxf(x.scales.z, x.scales.w));
+#pragma unroll
     for (int distance = 1; distance < 16; distance *= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, distance));
     }
     const float factor = power_of_two(largest) * 0.0625f;
     const float inverse = 1.0f / factor;
-    if (group >= groups) continue;
     const Quad scales = round_quad(make_float4(x.scales.x * inverse, x.scales.y * inverse,
                                                x.scales.z * inverse, x.scales.w * inverse));
     const Quad mids = round_quad(x.mids);
-    target.entries[group * 16 + quad] = make_uint4(scales.even, scales.odd, mids.even, mids.odd);
-    if (quad == 0) target.factors[group] = factor;
+    target.scales[(first + half) * 16 + quad] = make_uint2(scales.even, scales.odd);
+    uint32_t* pair = reinterpret_cast<uint32_t*>(target.mids + first * 8 + quad) + half;
+    pair[0] = mids.even;
+    pair[2] = mids.odd;
+    if (quad == 0) target.factors[first + half] = factor;
   }
 }
 
@@ -63,21 +74,32 @@ GEAR_DEVICE void decode_value_metadata(const Call& call, const unsigned char* pa
 struct FoldedWeights {
   Quad weights[kScoreBlocks];
   float folded[4];  // Σ w', in all rows of M
-  float mids[4];    // Σ w · mid, likewise
+  float mids[4];    // Σ w · mid, of even groups in rows g, of odd ones in rows g + 8
+  float mid[2];     // of this group
   float factor;
 };
 
 GEAR_DEVICE void fold_weights(const ValueMetadata& metadata, int group,
                               const Quad (&weights)[kScoreBlocks], FoldedWeights& target) {
+  const bool is_even = group % 2 == 0;
+  if (is_even) {
+    clear(target.mids);
+#pragma unroll
+    for (int n = 0; n < kScoreBlocks; ++n) {
+      const uint4 x = metadata.mids[group * 8 + 4 * n + lane_quad()];
+      const uint32_t rows[4] = {x.x, x.y, x.z, x.w};
+      multiply(target.mids, rows, weights[n]);
+    }
+  }
+  target.mid[0] = is_even ? target.mids[0] : target.mids[2];
+  target.mid[1] = is_even ? target.mids[1] : target.mids[3];
   clear(target.folded);
-  clear(target.mids);
 #pragma unroll
   for (int n = 0; n < kScoreBlocks; ++n) {
-    const uint4 x = metadata.entries[group * 16 + 4 * n + lane_quad()];
+    const uint2 x = metadata.scales[group * 16 + 4 * n + lane_quad()];
     target.weights[n] = {multiply_halves(weights[n].even, x.x),
                          multiply_halves(weights[n].odd, x.y)};
     add_columns(target.folded, target.weights[n]);
-    multiply_same_rows(target.mids, {x.z, x.w}, weights[n]);
   }
   target.factor = metadata.factors[group];
 }
@@ -89,7 +111,7 @@ GEAR_DEVICE void add_block(const FoldedWeights& folded, const float (&product)[4
   const float constant = code_constant<kBits, kAligned>(block) * folded.factor;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float base = fmaf(-constant, folded.folded[i % 2], folded.mids[i % 2]);
+    const float base = fmaf(-constant, folded.folded[i % 2], folded.mid[i % 2]);
     output[i] += fmaf(factor, product[i], base);
   }
 }
@@ -181,13 +203,13 @@ GEAR_DEVICE void add_packed_values(const Call& call, const PageView& page, unsig
                                    int span, int head_dim, const Quad (&weights)[kScoreBlocks],
                                    float (&output)[kBlocks][4]) {
   const SideLayout& at = call.layout.value;
-  const ValueMetadata metadata = value_metadata(scratch, at.groups);
+  const ValueMetadata metadata = value_metadata(scratch, head_dim);
   __syncwarp();
-  decode_value_metadata<kBits>(call, page.bytes, span, at.groups, metadata);
+  decode_value_metadata<kBits>(call, page.bytes, span, metadata);
   __syncwarp();
   const Codes codes = make_codes(page.bytes + 4 * at.codes, page.bytes + 4 * at.codes_high,
-                                 head_dim, kBits, 0, page.is_staged);
-  constexpr bool kAligned = kHeadDim != 0 && kHeadDim / 16 % (8 / plane_bits(kBits)) == 0;
+                                 head_dim, plane_bits(kBits), 0, page.is_staged);
+  constexpr bool kAligned = kHeadDim != 0 && lines_of_quad_group(kHeadDim, plane_bits(kBits)) > 0;
   add_code_values<kBits, kAligned, kHeadDim>(codes, metadata, call.config().group_size, span,
                                              weights, output);
 }

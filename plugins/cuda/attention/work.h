@@ -8,7 +8,7 @@
 #pragma once
 
 #include "cuda/append.h"
-#include "cuda/attention/fragments.h"
+#include "cuda/attention/page.h"
 
 namespace gear::cuda {
 
@@ -23,7 +23,8 @@ struct AttentionParams {
   int wanted_items;    // that keep the device busy
   int least_pages;     // of a split, where there are more
   int stage_bytes;     // of one page in shared memory; 0 where pages are read where they lie
-  int scratch_bytes;   // of a warp
+  StagePlan stage_plan;
+  int scratch_bytes;  // of a warp
 };
 
 struct Item {
