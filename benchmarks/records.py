@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }
 
 
@@ -37,6 +37,14 @@ def append_rows(name: str, rows: list[dict[str, Any]]) -> Path:
         for row in rows:
             file.write(json.dumps({**row, **shared}) + "\n")
     return path
+
+
+def _version(package: str) -> str | None:
+    """None where a package is not installed: the GPU check runs from the source tree."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str:

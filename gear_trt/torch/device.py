@@ -30,7 +30,7 @@ def run_attention(call: c_api.AttentionCall, device: torch.device) -> None:
 
 
 def compress_pages(keys_PCD: Tensor, values_PCD: Tensor, config: CompressionConfig) -> Tensor:
-    """Compress pages on their device (`gear_trt.reference.compress_page` of each).
+    """Compress pages on their GPU (`gear_trt.reference.compress_page` of each).
 
     Args:
         keys_PCD: [pages, C, D] contiguous rows of the residual buffer's type.
@@ -44,18 +44,28 @@ def compress_pages(keys_PCD: Tensor, values_PCD: Tensor, config: CompressionConf
         ValueError: A tensor has another shape or type, or the config is refused.
     """
     count, _, head_dim = keys_PCD.shape
-    for tensor, name in ((keys_PCD, "keys_PCD"), (values_PCD, "values_PCD")):
-        shape = (count, config.chunk, head_dim)
-        check_tensor(tensor, config.buffer_dtype, shape, keys_PCD.device, name)
-    device, stream = keys_PCD.device, _stream(keys_PCD.device)
     words = page_layout(config, head_dim).page_words
-    pages = torch.empty((count, words), dtype=torch.int32, device=device)
-    size = cuda.compress_workspace_bytes(config, head_dim)
-    workspace = _workspace(device, stream, size)
+    pages_PW = torch.empty((count, words), dtype=torch.int32, device=keys_PCD.device)
+    compress_into(pages_PW, keys_PCD, values_PCD, config)
+    return pages_PW
+
+
+def compress_into(
+    pages_PW: Tensor, keys_PCD: Tensor, values_PCD: Tensor, config: CompressionConfig
+) -> None:
+    """Compress into memory that is there: `compress_pages` with a result [pages, page_words]."""
+    count, _, head_dim = keys_PCD.shape
+    device, stream = keys_PCD.device, _stream(keys_PCD.device)
+    rows = (config.buffer_dtype, (count, config.chunk, head_dim))
+    check_tensor(keys_PCD, *rows, device, "keys_PCD")
+    check_tensor(values_PCD, *rows, device, "values_PCD")
+    words = page_layout(config, head_dim).page_words
+    check_tensor(pages_PW, "int32", (count, words), device, "pages_PW")
+    workspace = _workspace(device, stream, cuda.compress_workspace_bytes(config, head_dim))
     cuda.run_compress_pages(
         keys_PCD.data_ptr(),
         values_PCD.data_ptr(),
-        pages.data_ptr(),
+        pages_PW.data_ptr(),
         count,
         config=config,
         head_dim=head_dim,
@@ -63,7 +73,6 @@ def compress_pages(keys_PCD: Tensor, values_PCD: Tensor, config: CompressionConf
         workspace_bytes=workspace.nbytes,
         stream=stream,
     )
-    return pages
 
 
 def raise_errors(device: torch.device) -> None:
