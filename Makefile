@@ -40,7 +40,7 @@ codegen: $(INSTALLED)  ## Write the C++ header and the docs pages that derive fr
 	$(BIN)/python -m gear_trt.spec.codegen
 
 gpu-check:  ## Build and test the CUDA kernels on this machine's GPU
-	@$(PYTHON) benchmarks/gpu_check.py
+	@$(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf build out $(VENV)
