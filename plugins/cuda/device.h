@@ -96,6 +96,16 @@ GEAR_DEVICE uint32_t movmatrix_trans(uint32_t x) {
   return y;
 }
 
+// Four [8, 8] matrices of halves in shared memory, transposed: lane 8i + r brings row r of matrix
+// i, 8 halves aligned to 16 bytes; x[i] holds column lane / 4, rows 2 · (lane % 4).. of matrix i.
+GEAR_DEVICE void ldmatrix_trans(uint32_t (&x)[4], const void* row) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
+
 // Any bitwise function of three words; kTable is its truth table (a = 0xf0, b = 0xcc, c = 0xaa).
 template <int kTable>
 GEAR_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {

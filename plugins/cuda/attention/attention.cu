@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/attention/decode.h"
+#include "cuda/attention/prefill.h"
 #include "cuda/kernels.h"
 
 namespace gear::cuda {
@@ -63,9 +64,37 @@ Plan make_plan(const Call& call) {
   return plan;
 }
 
+using PrefillKernel = void (*)(AttentionParams);
+
+// For FP16 calls of more rows than a tile. FP32 ones keep to the decode kernel, which loses fewer
+// digits.
+PrefillKernel prefill_kernel(const Call& call) {
+  if (call.data_type != DataType::kFloat16 || call.buffer_type != DataType::kFloat16)
+    return nullptr;
+  if (call.seq_len * call.group() <= kPrefillRows) return nullptr;
+  switch (call.head_dim()) {
+    case 64:
+      return attend_prefill<64>;
+    case 96:
+      return attend_prefill<96>;
+    case 128:
+      return attend_prefill<128>;
+    default:
+      return nullptr;
+  }
+}
+
+Error launch_prefill(PrefillKernel kernel, const AttentionParams& params, Stream stream) {
+  const Call& call = params.call;
+  const int tiles = (call.seq_len * call.group() + kPrefillRows - 1) / kPrefillRows;
+  return launch(kernel, dim3(tiles, call.kv_heads(), call.batch), dim3(kPrefillWarps * kWarpLanes),
+                prefill_shared_bytes(call.head_dim()), stream, params);
+}
+
 }  // namespace
 
 size_t attention_workspace_bytes(const Call& call) {
+  if (prefill_kernel(call) != nullptr) return 0;
   const Plan plan = make_plan(call);
   if (!plan.is_split) return 0;
   const size_t items = static_cast<size_t>(plan.blocks) * kItemsPerBlock +
@@ -76,12 +105,15 @@ size_t attention_workspace_bytes(const Call& call) {
 Error launch_attention(const Call& call, const Workspace& workspace, float* log_sum_exp,
                        Stream stream) {
   constexpr float kLog2OfE = 1.442695041f;
-  const Plan plan = make_plan(call);
   AttentionParams params{};
   params.call = call;
   params.query_factor = call.attributes.scale * kLog2OfE;
   params.softcap = call.attributes.softcap * kLog2OfE;
   params.log_sum_exp = log_sum_exp;
+  if (const PrefillKernel kernel = prefill_kernel(call); kernel != nullptr) {
+    return launch_prefill(kernel, params, stream);
+  }
+  const Plan plan = make_plan(call);
   params.partials = static_cast<float*>(workspace.memory);
   params.counters = workspace.counters;
   params.max_tiles = plan.max_tiles;

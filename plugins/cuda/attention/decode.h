@@ -8,6 +8,7 @@
 //   exact tokens have states of their own, that are added afterwards.
 #pragma once
 
+#include "cuda/attention/duties.h"
 #include "cuda/attention/mask.h"
 #include "cuda/attention/merge.h"
 #include "cuda/attention/queries.h"
@@ -86,7 +87,7 @@ class Decode {
     if (has_pages) attend_pages(item);
     if (has_exact) attend_exact_tokens(item, has_pages);
     finish(item);
-    if (has_exact && item.tile == 0) append(item);
+    if (has_exact && item.tile == 0) append_exact(call_, item.sequence, item.head);
   }
 
  private:
@@ -99,7 +100,7 @@ class Decode {
     stage_queries(call_, item, num_rows, params_.query_factor, staged_);
     __syncthreads();
     if (is_rotated) {
-      rotate_rows(staged_, head_dim());
+      rotate_rows(staged_, kTileRows, head_dim());
       __syncthreads();
     }
     make_query_fragments(staged_, head_dim(), fragments_);
@@ -166,7 +167,7 @@ class Decode {
     }
     merge(state, output, false);
     if (call_.config().rotate_values) {
-      rotate_rows(total_, head_dim());
+      rotate_rows(total_, kTileRows, head_dim());
       __syncthreads();
     }
   }
@@ -292,15 +293,6 @@ class Decode {
     write_output(params_, item, total_);
   }
 
-  // No item of this launch reads the rows that are written: the buffer's rows of past tokens are
-  // others as long as no page becomes full.
-  GEAR_DEVICE void append(const Item& item) {
-    if (call_.fills_a_page(item.sequence)) return;
-    for (int side = 0; side < 2; ++side) {
-      append_rows(call_, item.sequence, item.head, side, threadIdx.x, blockDim.x);
-    }
-  }
-
   const AttentionParams& params_;
   const Call& call_;
   uint4* fragments_;  // of the queries
@@ -313,7 +305,7 @@ class Decode {
 };
 
 template <int kHeadDim>
-__global__ void __launch_bounds__(kDecodeWarps* kWarpLanes)
+__global__ void __launch_bounds__(kDecodeWarps* kWarpLanes, kHeadDim == 0 ? 2 : 3)
     attend_decode(const AttentionParams params) {
   Decode<kHeadDim> decode(params, shared_memory<unsigned char>());
   const int split_pages = pages_per_split(params);

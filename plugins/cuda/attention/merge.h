@@ -149,24 +149,4 @@ GEAR_DEVICE void write_output(const AttentionParams& params, const Item& item, c
   }
 }
 
-// Zeros where no query row is.
-GEAR_DEVICE void clear_idle_rows(const AttentionParams& params) {
-  const Call& call = params.call;
-  const int heads = call.attributes.num_heads;
-  const int quads = heads * call.head_dim() / 4;
-  for (int row = blockIdx.x; row < call.batch * call.seq_len; row += gridDim.x) {
-    const int sequence = row / call.seq_len;
-    const int token = row % call.seq_len;
-    if (token < call.added(sequence) && is_valid(call, sequence)) continue;
-    const int64_t first = call.query_offset(sequence, token, 0);
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-      store4(call.output, call.data_type, first + 4 * i, make_float4(0.0f, 0.0f, 0.0f, 0.0f));
-    }
-    if (params.log_sum_exp == nullptr) continue;
-    for (int i = threadIdx.x; i < heads; i += blockDim.x) {
-      params.log_sum_exp[static_cast<int64_t>(row) * heads + i] = -INFINITY;
-    }
-  }
-}
-
 }  // namespace gear::cuda

@@ -61,6 +61,7 @@ GEAR_DEVICE void stage_chunks(unsigned char* stage, const unsigned char* page, i
     target += kTurns * kTurnBytes;
     source += kTurns * kTurnBytes;
   }
+  if (left == 0) return;
 #pragma unroll
   for (int i = 0; i < kTurns; ++i) {
     if (lane + i * kWarpLanes < left) {
@@ -72,7 +73,9 @@ GEAR_DEVICE void stage_chunks(unsigned char* stage, const unsigned char* page, i
 GEAR_DEVICE void stage_page(const StagePlan& plan, unsigned char* stage,
                             const unsigned char* page) {
   stage_chunks(stage, page, 0, plan.key_end, plan.key_shift);
-  stage_chunks(stage, page, plan.key_end, plan.value_first, 31);
+  if (plan.key_end < plan.value_first) {
+    stage_chunks(stage, page, plan.key_end, plan.value_first, 31);
+  }
   stage_chunks(stage, page, plan.value_first, plan.value_end, plan.value_shift);
   stage_chunks(stage, page, plan.value_end, plan.end, 31);
 }

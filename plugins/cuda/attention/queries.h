@@ -27,11 +27,11 @@ GEAR_DEVICE void stage_queries(const Call& call, const Item& item, int num_rows,
   }
 }
 
-// Multiplies rows [8, D] with the block-Hadamard matrix of core/rotate.h, all threads of the block;
-// the caller has met at a barrier, and does so after it.
-GEAR_DEVICE void rotate_rows(float* rows, int head_dim) {
+// Multiplies rows [count, D] with the block-Hadamard matrix of core/rotate.h, all threads of the
+// block; the caller has met at a barrier, and does so after it.
+GEAR_DEVICE void rotate_rows(float* rows, int count, int head_dim) {
   const int block = hadamard_block(head_dim);
-  const int pairs = kTileRows * head_dim / 2;
+  const int pairs = count * head_dim / 2;
   for (int width = 1; width < block; width *= 2) {
     for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
       float* low = rows + i / width * 2 * width + i % width;

@@ -293,6 +293,21 @@ inline uint32_t movmatrix_trans(uint32_t x, GEAR_SITE_PARAMETERS) {
   return slots.get<uint32_t>(lane);
 }
 
+inline void ldmatrix_trans(uint32_t (&x)[4], const void* row, GEAR_SITE_PARAMETERS) {
+  emulator::Slots& slots = emulator::next_slots();
+  const int lane = emulator::lane();
+  slots.set(lane, row);
+  emulator::meet_warp(~0u, {file, line});
+  for (int i = 0; i < 4; ++i) {
+    uint32_t halves[2];
+    for (int j = 0; j < 2; ++j) {
+      const void* source = slots.get<const void*>(8 * i + 2 * (lane % 4) + j);
+      halves[j] = static_cast<const uint16_t*>(source)[lane / 4];
+    }
+    x[i] = halves[0] | halves[1] << 16;
+  }
+}
+
 template <int kTable>
 uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result = 0;
