@@ -128,7 +128,7 @@ Error attention(const AttentionArgs& args, void* memory, size_t bytes, float* lo
 Error compress_pages(const PageConfig& config, const void* keys, const void* values, int count,
                      int32_t* pages, void* memory, size_t bytes, Stream stream) {
   if (Error error = check_config(config); !error.empty()) return error;
-  if (count < 0) return "count is " + std::to_string(count);
+  if (count < 0 || count > INT32_MAX / 2) return "count is " + std::to_string(count);
   if (count == 0) return {};
   const struct {
     const char* name;
