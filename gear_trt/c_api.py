@@ -116,7 +116,8 @@ def attention_call(
 
     Args:
         shape: Sizes; the arrays must have what `shape.arrays()` says, dense and row-major.
-        addresses: Address of every array that `shape.arrays()` names; the caller keeps them alive.
+        addresses: Address of every array that `shape.arrays()` names, and of nothing else; the
+            caller keeps them alive.
         scale: Factor of q·k.
         softcap: c in c·tanh(score / c); 0 turns it off.
         sliding_window: Newest tokens that a query sees, itself included; 0 means all.
@@ -138,7 +139,7 @@ def attention_call(
         num_pages=shape.num_pages,
         num_slots=shape.num_slots,
         num_threads=num_threads,
-        **{name: addresses[name] for name in shape.arrays()},
+        **addresses,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -120,12 +121,12 @@ def _call(arguments: _Arguments, output: Tensor) -> c_api.AttentionCall:
         ValueError: A tensor has another shape, type or device than the call needs.
     """
     shape = _shape(arguments)
-    tensors = {**arguments._asdict(), "output": output}
+    tensors = {name: getattr(arguments, name) for name in _ARRAYS} | {"output": output}
     for name, (dtype, dimensions) in shape.arrays().items():
         check_tensor(tensors[name], dtype, dimensions, output.device, name)
     return c_api.attention_call(
         shape,
-        {name: tensors[name].data_ptr() for name in shape.arrays()},
+        {name: tensor.data_ptr() for name, tensor in tensors.items()},
         scale=arguments.scale,
         softcap=arguments.softcap,
         sliding_window=arguments.sliding_window,
@@ -154,6 +155,11 @@ def _shape(arguments: _Arguments) -> c_api.AttentionShape:
         num_slots=len(arguments.residual_buffer),
         max_pages=arguments.page_table.shape[1],
     )
+
+
+@lru_cache(maxsize=64)
+def _config(values: tuple[int, ...]) -> CompressionConfig:
+    return CompressionConfig.checked(dict(zip(CONFIG_VARIABLES, values, strict=True)))
 
 
 @torch.library.custom_op(
