@@ -55,7 +55,12 @@ def test_missing_packages_are_named(monkeypatch, capsys):
 
 # --- The case table -------------------------------------------------------------------------------
 
-ROWS = ("compress-bits-4-3", "attention-batch-ragged", "attention-half-k4v4-new-1", "steps-k4v4-2")
+ROWS = (
+    "compress-bits-4-3",
+    "attention-batch-ragged",
+    "attention-long-window-20-new-70",
+    "steps-k4v4-2",
+)
 
 
 def test_rows_of_the_table_pass(emulated, capsys):
