@@ -74,7 +74,12 @@ def workspace_bytes(call: c_api.AttentionCall) -> int:
 
 
 def run_attention(
-    call: c_api.AttentionCall, *, workspace: int, workspace_bytes: int, stream: int
+    call: c_api.AttentionCall,
+    *,
+    workspace: int,
+    workspace_bytes: int,
+    stream: int,
+    log_sum_exp: int | None = None,
 ) -> None:
     """Queue a call whose arrays lie in device memory.
 
@@ -84,6 +89,8 @@ def run_attention(
             its first use and that calls on other streams do not use.
         workspace_bytes: Its size.
         stream: A `cudaStream_t`.
+        log_sum_exp: Address of float32 [B, S, N] to write the logarithm of every query row's sum
+            of e^score to; −infinity at and beyond new_lengths.
 
     Raises:
         ValueError: The attributes or the sizes are refused. What only the device sees (lengths,
@@ -95,7 +102,7 @@ def run_attention(
         ctypes.byref(call),
         workspace,
         workspace_bytes,
-        None,
+        log_sum_exp,
         stream,
     )
 

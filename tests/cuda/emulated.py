@@ -48,7 +48,7 @@ def compress_pages(keys_PCD, values_PCD, config, *, out=None):
 
 def attention(
     query_BSND, key_BSHD, value_BSHD, *, config, out=None, scale, softcap=0.0, sliding_window=0,
-    layer=0, **state
+    layer=0, log_sum_exp=None, **state
 ):  # fmt: skip
     """Attend and append, as `gear_trt.native.attention`."""
     query, key, value = (np.ascontiguousarray(x) for x in (query_BSND, key_BSHD, value_BSHD))
@@ -81,6 +81,12 @@ def attention(
     )
     size = cuda.workspace_bytes(call)
     workspace = _workspace.address(size)
-    cuda.run_attention(call, workspace=workspace, workspace_bytes=size, stream=0)
+    cuda.run_attention(
+        call,
+        workspace=workspace,
+        workspace_bytes=size,
+        stream=0,
+        log_sum_exp=None if log_sum_exp is None else log_sum_exp.ctypes.data,
+    )
     cuda.raise_errors(workspace, 0)
     return out

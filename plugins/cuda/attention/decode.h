@@ -304,8 +304,17 @@ class Decode {
   int* flag_;
 };
 
+// Blocks per multiprocessor that registers must allow: three where ptxas gets by without spills.
+GEAR_HOST_DEVICE constexpr int decode_blocks(int head_dim) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 860 && __CUDA_ARCH__ <= 900
+  return head_dim == 0 ? 2 : 3;
+#else
+  return head_dim == 64 ? 3 : 2;
+#endif
+}
+
 template <int kHeadDim>
-__global__ void __launch_bounds__(kDecodeWarps* kWarpLanes, kHeadDim == 0 ? 2 : 3)
+__global__ void __launch_bounds__(kDecodeWarps* kWarpLanes, decode_blocks(kHeadDim))
     attend_decode(const AttentionParams params) {
   Decode<kHeadDim> decode(params, shared_memory<unsigned char>());
   const int split_pages = pages_per_split(params);
