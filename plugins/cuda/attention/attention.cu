@@ -12,7 +12,7 @@ namespace {
 // Items per block that keep all blocks busy to the end, where sequences are long enough.
 constexpr int kItemsPerBlock = 2;
 // Blocks of one multiprocessor that registers allow.
-constexpr int kMaxBlocks = 4;
+constexpr int kMaxBlocks = 3;
 
 using DecodeKernel = void (*)(AttentionParams);
 
