@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE_SOURCES := $(shell find plugins -type f)
+FORMATTED := find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | grep -v generated
+NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl
 
-.PHONY: demo test lint format codegen gpu-check clean
+.PHONY: demo test lint cuda format codegen gpu-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +23,7 @@ $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(NATIVE_SOURCES)
 demo: $(INSTALLED)  ## Export SmolLM2 to an engine folder, stream from it, compare with an FP32 cache
 	$(BIN)/python -m benchmarks.demo
 
-test: lint  ## Lint, then every test that this machine can run
+test: lint cuda  ## Lint, compile for GPUs, then every test that this machine can run
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
@@ -29,18 +31,24 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m gear_trt.spec.codegen --check
 	$(BIN)/mypy
-	find plugins -name '*.h' -o -name '*.cpp' | grep -v generated | xargs $(BIN)/clang-format --dry-run -Werror
+	$(FORMATTED) | xargs $(BIN)/clang-format --dry-run -Werror
+
+cuda: $(INSTALLED)  ## Compile the CUDA kernels for every architecture; nvcc from pip where there is none
+	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo "installing nvcc into $(VENV)"; \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt $(NVCC_PACKAGES); }
+	$(BIN)/cmake -S plugins -B build/cuda -DGEAR_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/cuda --parallel 2 --target gear_cuda
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find plugins -name '*.h' -o -name '*.cpp' | grep -v generated | xargs $(BIN)/clang-format -i
+	$(FORMATTED) | xargs $(BIN)/clang-format -i
 
 codegen: $(INSTALLED)  ## Write the C++ header and the docs pages that derive from gear_trt/spec
 	$(BIN)/python -m gear_trt.spec.codegen
 
 gpu-check:  ## Build and test the CUDA kernels on this machine's GPU
-	@$(PYTHON) benchmarks/gpu_check.py
+	@$(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf build out $(VENV)

@@ -1,21 +1,105 @@
-"""`make gpu-check`: what this project has to run on a GPU. So far nothing: say so, and fail not."""
+"""`make gpu-check`: build, test and measure the CUDA kernels on this machine's GPU, in one call.
 
-import json
-import shutil
+Needs nvcc, CMake, and Python with PyTorch for CUDA, Triton, numpy and pydantic; gear_trt itself is
+taken from the source tree. Without a GPU it says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
 import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gear_trt.driver import count_gpus
+from gear_trt.errors import ExitStatus
+
+_PACKAGES = ("numpy", "pydantic", "torch", "triton")
 
 
 def main() -> int:
-    """Print one JSON object; exit 0."""
-    report = {
-        "schema": "gear.gpu-check/1",
-        "gpu": shutil.which("nvidia-smi") is not None,
-        "nvcc": shutil.which("nvcc") is not None,
-        "kernels": [],
-        "note": "gear_trt has no CUDA kernels yet: nothing was built, tested or measured",
-    }
-    print(json.dumps(report))
-    return 0
+    """Run all steps; see `ExitStatus` for what is returned."""
+    if not count_gpus():
+        print("gpu-check: no NVIDIA GPU on this machine; nothing was built, tested or measured")
+        return ExitStatus.OK
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"gpu-check: this Python lacks {', '.join(missing)} ({sys.executable})")
+        return ExitStatus.ENVIRONMENT
+    return check()
+
+
+def check() -> int:
+    """Build, test, inspect, measure, and record; FAILED where a test failed."""
+    import torch
+
+    from benchmarks.gpu_build import build
+    from benchmarks.gpu_cases import run_table
+    from benchmarks.gpu_sanitizer import inspect
+    from gear_trt import cuda
+
+    major, minor = torch.cuda.get_device_capability()
+    _say(f"building for {torch.cuda.get_device_name()} (sm_{major}{minor})")
+    try:
+        library = build(f"{major}{minor}")
+    except RuntimeError as error:
+        print(error)
+        return ExitStatus.FAILED
+    os.environ[cuda.LIBRARY_VARIABLE] = str(library)
+
+    _say("the case table")
+    failures = run_table(torch.device("cuda", torch.cuda.current_device()))
+    for failure in failures:
+        print(f"FAILED {failure.row}: {failure.text}")
+    _say("compute-sanitizer")
+    inspections = inspect(dict(os.environ))
+    for inspection in inspections:
+        print(f"{inspection.tool}: {inspection.verdict} {inspection.text}")
+    rows = measure() if not failures else []
+    if rows:
+        print(f"{len(rows)} rows in {record(rows)}")
+    is_clean = all(inspection.verdict != "faults" for inspection in inspections)
+    return ExitStatus.OK if is_clean and not failures else ExitStatus.FAILED
+
+
+def measure() -> list[dict[str, Any]]:
+    """Measure everything on the GPU and print the summary."""
+    from benchmarks.gpu_ceiling import read_ceiling
+    from benchmarks.gpu_compression import compression_rows
+    from benchmarks.gpu_decode import decode_rows
+    from benchmarks.gpu_prefill import prefill_rows
+    from benchmarks.gpu_report import summary, with_ratios
+    from benchmarks.gpu_shapes import COMPRESSION_BATCHES, PREFILL_LENGTHS, SHAPES
+    from benchmarks.gpu_timing import this_gpu
+
+    machine = this_gpu()
+    _say("how fast the GPU reads")
+    rows = [read_ceiling(machine)]
+    _say("decode")
+    rows += decode_rows(machine, SHAPES)
+    _say("compression")
+    rows += compression_rows(machine, COMPRESSION_BATCHES, rows)
+    _say("prefill")
+    rows += prefill_rows(machine, PREFILL_LENGTHS)
+    rows = [{**row, "gpu": machine.name} for row in with_ratios(rows)]
+    print(summary(rows))
+    return rows
+
+
+def record(rows: list[dict[str, Any]]) -> Path:
+    """Append the rows to benchmarks/results/gpu.jsonl."""
+    from benchmarks.records import append_rows
+
+    return append_rows("gpu", rows)
+
+
+_STARTED = time.perf_counter()
+
+
+def _say(text: str) -> None:
+    print(f"[{time.perf_counter() - _STARTED:4.0f} s] {text}", flush=True)
 
 
 if __name__ == "__main__":

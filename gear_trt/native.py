@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_void_p
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gear_trt import c_api
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec.config import CompressionConfig
-from gear_trt.spec.layout import CONFIG_VARIABLES, layout_hash, page_layout
+from gear_trt.spec.layout import page_layout
 
 LIBRARY_VARIABLE = "GEAR_LIBRARY"
 """Environment variable: path of a `libgear.so` to use in place of the installed one."""
@@ -27,39 +28,7 @@ LIBRARY_VARIABLE = "GEAR_LIBRARY"
 IntArray = NDArray[np.int32]
 FloatingArray = NDArray[np.float32] | NDArray[np.float16]
 
-_ERROR_BYTES = 512
 _REBUILD = "build it again with `pip install -e .` (needs a C++17 compiler)"
-
-
-class _Call(ctypes.Structure):
-    """`GearAttentionCall` of plugins/include/gear/gear.h."""
-
-    _fields_ = (
-        ("page_config", POINTER(c_int32)),
-        ("num_heads", c_int32),
-        ("num_kv_heads", c_int32),
-        ("layer", c_int32),
-        ("sliding_window", c_int32),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("is_float16", c_int32),
-        ("batch", c_int32),
-        ("seq_len", c_int32),
-        ("max_pages", c_int32),
-        ("num_pages", c_int32),
-        ("num_slots", c_int32),
-        ("num_threads", c_int32),
-        ("query", c_void_p),
-        ("key", c_void_p),
-        ("value", c_void_p),
-        ("page_pool", c_void_p),
-        ("residual_buffer", c_void_p),
-        ("page_table", c_void_p),
-        ("slots", c_void_p),
-        ("past_lengths", c_void_p),
-        ("new_lengths", c_void_p),
-        ("output", c_void_p),
-    )
 
 
 def library_path() -> Path:
@@ -81,29 +50,14 @@ def library_path() -> Path:
 
 @cache
 def _library() -> ctypes.CDLL:
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-        library.gear_layout_hash.restype = c_char_p
-        built_for = library.gear_layout_hash().decode()
-    except (OSError, AttributeError) as error:
-        raise GearError(
-            ErrorCode.MISSING_LIBRARY, f"cannot load {path}: {error}", hint=_REBUILD
-        ) from None
-    if built_for != layout_hash():
-        raise GearError(
-            ErrorCode.LAYOUT_MISMATCH,
-            f"{path} was built for page layout {built_for}, this package has {layout_hash()}",
-            hint=_REBUILD,
-        )
-    error_text = (c_char_p, c_size_t)
+    library = c_api.load(library_path(), "gear_layout_hash", hint=_REBUILD)
     library.gear_build_info.restype = c_char_p
     library.gear_instruction_set.restype = c_char_p
-    library.gear_use_instruction_set.argtypes = (c_char_p, *error_text)
+    library.gear_use_instruction_set.argtypes = (c_char_p, *c_api.ERROR_TEXT)
     library.gear_compress_page.argtypes = (
-        POINTER(c_int32), c_void_p, c_void_p, c_void_p, *error_text,
+        POINTER(c_int32), c_void_p, c_void_p, c_void_p, *c_api.ERROR_TEXT,
     )  # fmt: skip
-    library.gear_attention.argtypes = (POINTER(_Call), *error_text)
+    library.gear_attention.argtypes = (POINTER(c_api.AttentionCall), *c_api.ERROR_TEXT)
     return library
 
 
@@ -123,7 +77,7 @@ def use_instruction_set(name: str) -> None:
     Raises:
         ValueError: This machine has no such instruction set.
     """
-    _checked("gear_use_instruction_set", name.encode())
+    c_api.checked(_library(), "gear_use_instruction_set", name.encode())
 
 
 def compress_page(
@@ -153,9 +107,10 @@ def compress_page(
     words = page_layout(config, shape[1]).page_words
     page = np.empty(words, np.int32) if out is None else out
     _state(page, "int32", (words,), "out")
-    _checked(
+    c_api.checked(
+        _library(),
         "gear_compress_page",
-        _config_members(config, shape[1]),
+        c_api.page_config(config, shape[1]),
         keys.ctypes.data,
         values.ctypes.data,
         page.ctypes.data,
@@ -210,53 +165,53 @@ def attention(
             then unchanged.
     """
     batch, seq_len, num_heads, head_dim = query_BSND.shape
-    kv_heads = key_BSHD.shape[2]
-    dtype = "float16" if query_BSND.dtype == np.float16 else "float32"
-    kv_shape = (batch, seq_len, kv_heads, head_dim)
-    page_words = page_layout(config, head_dim).page_words
-    buffer_shape = (len(residual_buffer), kv_heads, 2, config.sinks + config.chunk, head_dim)
-    if out is None:
-        out = np.empty(query_BSND.shape, dtype)
-    _state(page_pool, "int32", (len(page_pool), kv_heads, page_words), "page_pool")
-    _state(residual_buffer, config.buffer_dtype, buffer_shape, "residual_buffer")
-    _state(out, dtype, query_BSND.shape, "out")
-    inputs = {
-        "query": _input(query_BSND, dtype, query_BSND.shape, "query_BSND"),
-        "key": _input(key_BSHD, dtype, kv_shape, "key_BSHD"),
-        "value": _input(value_BSHD, dtype, kv_shape, "value_BSHD"),
-        "page_table": _input(page_table, "int32", (batch, page_table.shape[-1]), "page_table"),
-        "slots": _input(slots, "int32", (batch,), "slots"),
-        "past_lengths": _input(past_lengths, "int32", (batch,), "past_lengths"),
-        "new_lengths": _input(new_lengths, "int32", (batch,), "new_lengths"),
-        "page_pool": page_pool,
-        "residual_buffer": residual_buffer,
-        "output": out,
-    }
-    call = _Call(
-        page_config=_config_members(config, head_dim),
-        num_heads=num_heads,
-        num_kv_heads=kv_heads,
-        layer=layer,
-        sliding_window=sliding_window,
-        scale=scale,
-        softcap=softcap,
-        is_float16=dtype == "float16",
+    shape = c_api.AttentionShape(
+        config=config,
+        dtype="float16" if query_BSND.dtype == np.float16 else "float32",
         batch=batch,
         seq_len=seq_len,
-        max_pages=page_table.shape[-1],
+        num_heads=num_heads,
+        num_kv_heads=key_BSHD.shape[2],
+        head_dim=head_dim,
         num_pages=len(page_pool),
         num_slots=len(residual_buffer),
-        num_threads=num_threads,
-        **{name: array.ctypes.data for name, array in inputs.items()},
+        max_pages=page_table.shape[-1],
     )
-    _checked("gear_attention", ctypes.byref(call))
+    expected = shape.arrays()
+    if out is None:
+        out = np.empty(query_BSND.shape, shape.dtype)
+    state = {"page_pool": page_pool, "residual_buffer": residual_buffer, "output": out}
+    for name, array in state.items():
+        _state(array, *expected[name], name)
+    inputs = {
+        "query": _input(query_BSND, *expected["query"], "query_BSND"),
+        "key": _input(key_BSHD, *expected["key"], "key_BSHD"),
+        "value": _input(value_BSHD, *expected["value"], "value_BSHD"),
+        "page_table": _input(page_table, *expected["page_table"], "page_table"),
+        "slots": _input(slots, *expected["slots"], "slots"),
+        "past_lengths": _input(past_lengths, *expected["past_lengths"], "past_lengths"),
+        "new_lengths": _input(new_lengths, *expected["new_lengths"], "new_lengths"),
+    }
+    call = c_api.attention_call(
+        shape,
+        {name: array.ctypes.data for name, array in (state | inputs).items()},
+        scale=scale,
+        softcap=softcap,
+        sliding_window=sliding_window,
+        layer=layer,
+        num_threads=num_threads,
+    )
+    run_attention(call)
     return out
 
 
-def _config_members(config: CompressionConfig, head_dim: int) -> ctypes.Array[c_int32]:
-    """`PageConfig` of the generated header: the config's fields, then head_dim."""
-    members = [getattr(config, name) for name in CONFIG_VARIABLES] + [head_dim]
-    return (c_int32 * len(members))(*members)
+def run_attention(call: c_api.AttentionCall) -> None:
+    """Run a call whose arrays lie in host memory, wherever they come from.
+
+    Raises:
+        ValueError: As `attention`.
+    """
+    c_api.checked(_library(), "gear_attention", ctypes.byref(call))
 
 
 def _input(array: NDArray[Any], dtype: str, shape: tuple[int, ...], name: str) -> NDArray[Any]:
@@ -271,11 +226,3 @@ def _state(array: NDArray[Any], dtype: str, shape: tuple[int, ...], name: str) -
         raise ValueError(f"{name} is {array.dtype} {array.shape}, must be {dtype} {shape}")
     if not array.flags.c_contiguous or not array.flags.writeable:
         raise ValueError(f"{name} must be a contiguous, writeable array")
-
-
-def _checked(function: str, *arguments: object) -> None:
-    """Call a function of the library and raise what it reports."""
-    error = ctypes.create_string_buffer(_ERROR_BYTES)
-    status: c_int = getattr(_library(), function)(*arguments, error, len(error))
-    if status:
-        raise ValueError(error.value.decode(errors="replace"))

@@ -79,6 +79,9 @@ def _compression_cases() -> Iterator[CompressionCase]:
             yield CompressionCase(
                 f"chunk-128-group-{group_size}-metadata-{metadata_bits}", wide, 80
             )
+    # More than 99 KB of FP32: the most shared memory that a block of some GPUs can have.
+    large = _config(chunk=128, rank=2, outliers=2, rotate_keys=1, rotate_values=1)
+    yield CompressionCase("chunk-128-dim-256", large, 256)
     for outliers in (2, 4):
         for metadata_bits in (8, 16):
             config = _bits(2, 3, outliers=outliers, metadata_bits=metadata_bits)

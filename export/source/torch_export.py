@@ -16,6 +16,7 @@ from gear_trt.export.quiet import quiet
 from gear_trt.export.source.torch_cleanup import clean_up
 from gear_trt.spec import DOMAIN, graph
 from gear_trt.spec.ops import OPSET_VERSION
+from gear_trt.torch.support import check_architecture, check_call, check_mask, refuse
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,10 +26,7 @@ ATTENTION_NAME = "gear_symbolic"
 ONNX_OPSET = 23
 """The first with RotaryEmbedding and RMSNormalization; torch writes no later one yet."""
 
-_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _UNTRACEABLE_ROPE = frozenset({"dynamic", "longrope"})
-_KNOWN_TENSORS = frozenset({"cache_position", "position_ids", "position_embeddings"})
-_TENSOR_MEANINGS = {"s_aux": "attention sinks (s_aux)", "position_bias": "a position bias"}
 _TRACED_SHAPE = (2, 3)  # B, S
 
 
@@ -38,19 +36,13 @@ def check_config(config: PreTrainedConfig) -> None:
     Raises:
         GearError: `UNSUPPORTED_MODEL`.
     """
-    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
-        _refuse("it has an encoder and cross-attention")
-    if getattr(config, "alibi", False):
-        _refuse("it adds an ALiBi bias to the scores")
+    check_architecture(config)
     if getattr(config, "quantization_config", None) is not None:
-        _refuse("its weights are quantized in a format of their own")
+        refuse("its weights are quantized in a format of their own")
     text = config.get_text_config()
-    unknown = set(getattr(text, "layer_types", None) or ()) - _KNOWN_LAYERS
-    if unknown:
-        _refuse(f"it has layers of type {', '.join(sorted(unknown))}")
     for rope_type in _rope_types(getattr(text, "rope_parameters", None) or {}):
         if rope_type in _UNTRACEABLE_ROPE:
-            _refuse(f"its rotary embedding ({rope_type}) changes with the length of the text")
+            refuse(f"its rotary embedding ({rope_type}) changes with the length of the text")
 
 
 def _rope_types(parameters: dict[str, Any]) -> list[str]:
@@ -139,9 +131,7 @@ def _symbolic_attention(
     """Stand in for attention, as transformers calls it; returns [B, S, N, D]."""
     del dropout
     batch, num_heads, new_tokens, head_dim = query_BNSD.shape
-    _check_call(module, attention_mask, others)
-    if value_BHSD.shape[3] != head_dim:
-        _refuse(f"its keys have {head_dim} channels and its values {value_BHSD.shape[3]}")
+    check_call(module, query_BNSD, value_BHSD, attention_mask, others)
     (output_BSM,) = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::{SYMBOLIC_OP}",
         [_heads_last(tensor) for tensor in (query_BNSD, key_BHSD, value_BHSD)],
@@ -162,22 +152,7 @@ def _symbolic_attention(
 
 def _no_mask(*_: Any, **arguments: Any) -> None:  # noqa: ANN401 - transformers' signature
     """Stand in for a mask; the op is causal by itself and knows its sliding window."""
-    if "allow_is_bidirectional_skip" in arguments:
-        _refuse("its tokens see those that follow them (bidirectional attention)")
-    if arguments.get("use_vmap"):
-        _refuse("it changes the causal mask in a way of its own")
-
-
-def _check_call(
-    module: torch.nn.Module, attention_mask: torch.Tensor | None, others: dict[str, Any]
-) -> None:
-    if attention_mask is not None:
-        _refuse("it makes an attention mask of its own (ALiBi, relative positions)")
-    if not getattr(module, "is_causal", True):
-        _refuse("its attention is not causal")
-    for name, value in others.items():
-        if isinstance(value, torch.Tensor) and name not in _KNOWN_TENSORS:
-            _refuse(f"its attention takes {_TENSOR_MEANINGS.get(name, f'a tensor {name}')}")
+    check_mask(arguments)
 
 
 def _heads_last(tensor_BNSD: torch.Tensor) -> torch.Tensor:
@@ -191,10 +166,10 @@ def _check_layers(model: ir.Model, config: PreTrainedConfig) -> None:
     expected = config.get_text_config().num_hidden_layers
     found = sum(node.op_type == SYMBOLIC_OP for node in model.graph)
     if found != expected:
-        _refuse(f"{found} of its {expected} layers use transformers' attention interface")
+        refuse(f"{found} of its {expected} layers use transformers' attention interface")
     counting = next((node for node in model.graph if node.op_type == "Range"), None)
     if counting is not None:
-        _refuse(f"it counts positions itself instead of taking position_ids ({counting.name})")
+        refuse(f"it counts positions itself instead of taking position_ids ({counting.name})")
 
 
 def _explain(error: BaseException) -> NoReturn:
@@ -210,11 +185,3 @@ def _explain(error: BaseException) -> NoReturn:
         f"torch.onnx cannot trace the model: {lines[0] if lines else type(root).__name__}",
         hint="export it to ONNX with a KV cache by other means and pass the .onnx file",
     ) from error
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise GearError(
-        ErrorCode.UNSUPPORTED_MODEL,
-        f"the model cannot be routed: {reason}",
-        hint="GearAttention computes plain causal attention; see docs/ops.md for what it takes",
-    )

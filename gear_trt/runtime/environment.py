@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from pydantic import BaseModel
 
 from gear_trt import native
+from gear_trt.driver import count_gpus
 from gear_trt.errors import GearError
 
 _REQUIRED_PACKAGES = ("gear-trt", "numpy", "onnx", "safetensors", "tokenizers", "transformers")
@@ -94,11 +94,5 @@ def _custom_op() -> Finding:
 
 
 def _gpus() -> str | None:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return None
-    return f"{count.value} found"
+    count = count_gpus()
+    return f"{count} found" if count else None

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/data_errors.h"
 #include "cpu/append.h"
 #include "cpu/scratch.h"
 #include "cpu/validate.h"
@@ -187,8 +188,8 @@ Error compress_page(const PageConfig& config, const void* keys, const void* valu
   for (const void* rows : {keys, values}) {
     const int64_t index = kernels->find_beyond(rows, shape.buffer_type(), count, FLT_MAX);
     if (index < 0) continue;
-    return std::string(rows == keys ? "key" : "value") + " of token " +
-           std::to_string(index / config.head_dim) + " is not finite";
+    return wrong_page_value(static_cast<int>(index / config.head_dim),
+                            rows == keys ? "key" : "value");
   }
   kernels->compress_page(shape, keys, values, page, thread_scratch<CompressScratch>());
   return {};

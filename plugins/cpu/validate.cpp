@@ -2,52 +2,43 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <cmath>
 #include <vector>
 
+#include "core/data_errors.h"
 #include "core/half.h"
 
 namespace gear::cpu {
 namespace {
 
-std::string text(int number) { return std::to_string(number); }
-
-std::string of_sequence(int sequence) { return " of sequence " + text(sequence); }
-
 Error check_lengths(const Call& call, int sequence) {
   const int past = call.past(sequence);
   const int added = call.added(sequence);
   if (added < 0 || added > call.args.seq_len) {
-    return "new_lengths" + of_sequence(sequence) + " is " + text(added) + ", must be in 0.." +
-           text(call.args.seq_len);
+    return wrong_new_length(sequence, added, call.args.seq_len);
   }
-  if (past < 0 || past > INT32_MAX - added) {
-    return "past_lengths" + of_sequence(sequence) + " is " + text(past);
-  }
+  if (past < 0 || past > INT32_MAX - added) return wrong_past_length(sequence, past);
   return {};
 }
 
 Error check_slot(const Call& call, int sequence) {
   const int slot = call.args.slots[sequence];
   if (slot >= 0 && slot < call.args.num_slots) return {};
-  return "slot " + text(slot) + of_sequence(sequence) + " is outside the residual buffer's " +
-         text(call.args.num_slots);
+  return wrong_slot(sequence, slot, call.args.num_slots);
 }
 
 // Pages that no query sees through the sliding window are never read and may be gone.
 Error check_pages(const Call& call, int sequence) {
   const int end = call.full_pages_after(sequence);
   if (end > call.args.max_pages) {
-    return "length " + text(call.past(sequence) + call.added(sequence)) + of_sequence(sequence) +
-           " needs " + text(end) + " pages, page_table has " + text(call.args.max_pages);
+    return too_many_pages(sequence, call.past(sequence) + call.added(sequence), end,
+                          call.args.max_pages);
   }
   const int first = first_visible(call.past(sequence), call.args.attributes.sliding_window);
   for (int i = 0; i < end; ++i) {
     if (i < call.full_pages(sequence) && is_before(call.config(), i, first)) continue;
     const int page = call.page_ids(sequence)[i];
     if (page >= 0 && page < call.args.num_pages) continue;
-    return "page " + text(page) + of_sequence(sequence) + " is outside the pool's " +
-           text(call.args.num_pages);
+    return wrong_page(sequence, page, call.args.num_pages);
   }
   return {};
 }
@@ -66,7 +57,8 @@ Error check_writes(const Call& call) {
     std::sort(written->begin(), written->end());
     const auto twice = std::adjacent_find(written->begin(), written->end());
     if (twice == written->end()) continue;
-    return (written == &slots ? "slot " : "page ") + text(*twice) + " would be written twice";
+    return (written == &slots ? "slot " : "page ") + std::to_string(*twice) +
+           " would be written twice";
   }
   return {};
 }
@@ -86,11 +78,9 @@ Error check_values(const Call& call, const Kernels& kernels, int sequence, const
                                             is_half ? kHalfMax : FLT_MAX);
   if (index < 0) return {};
   const float value = element(first, type, index);
-  return "layer " + text(call.args.attributes.layer) + ", KV head " +
-         text(static_cast<int>(index % token_elements) / call.head_dim) + ", token " +
-         text(call.past(sequence) + static_cast<int>(index / token_elements)) +
-         of_sequence(sequence) + ": " + name + " has the value " + std::to_string(value) +
-         (std::isfinite(value) ? ", which is beyond FP16" : ", which is not finite");
+  return wrong_value(call.args.attributes.layer,
+                     static_cast<int>(index % token_elements) / call.head_dim, sequence,
+                     call.past(sequence) + static_cast<int>(index / token_elements), name, value);
 }
 
 }  // namespace

@@ -10,9 +10,8 @@ from gear_trt.spec import CompressionConfig, graph
 from gear_trt.spec.config import PRESETS
 from tests.cases import ATTENTION_CASES, attention_call
 from tests.onnxruntime.op import H, Op, open_session
-from tests.plugins.checks import nmse
-from tests.plugins.test_attention import TOLERANCE as NMSE_TOLERANCE
-from tests.plugins.test_attention import assert_states_equal
+from tests.plugins.checks import TOLERANCE as NMSE_TOLERANCE
+from tests.plugins.checks import assert_states_equal, nmse
 
 TOLERANCE = {"float32": 2e-3, "float16": 4e-3}
 

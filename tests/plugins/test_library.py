@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gear_trt import native
+from gear_trt import c_api, native
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import layout_hash
 from tests.plugins.checks import INSTRUCTION_SETS
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_library_is_refused(monkeypatch, fresh_library, tmp_pa
 
 
 def test_a_library_of_another_layout_is_refused(monkeypatch, fresh_library):
-    monkeypatch.setattr(native, "layout_hash", lambda: "0123456789abcdef")
+    monkeypatch.setattr(c_api, "layout_hash", lambda: "0123456789abcdef")
     with pytest.raises(GearError, match="0123456789abcdef") as caught:
         native.build_info()
     assert caught.value.code is ErrorCode.LAYOUT_MISMATCH

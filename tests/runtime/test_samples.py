@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.export import decoders
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 
@@ -24,6 +26,19 @@ def test_quickstart(toy_folder, monkeypatch, capsys):
 def test_quickstart_says_how_to_call_it(monkeypatch):
     with pytest.raises(SystemExit, match="ENGINE_FOLDER"):
         run_sample(monkeypatch, "01_quickstart_decode.py")
+
+
+def test_transformers_generate(tmp_path, monkeypatch, capsys):
+    folder = decoders.save_checkpoint(decoders.llama(), tmp_path / "model")
+    run_sample(monkeypatch, "02_transformers_generate.py", str(folder), "t3 t4 t5")
+    printed = capsys.readouterr().out
+    assert "t3 t4 t5" in printed
+    assert "compression:" in printed
+
+
+def test_transformers_generate_says_how_to_call_it(monkeypatch):
+    with pytest.raises(SystemExit, match="MODEL_FOLDER"):
+        run_sample(monkeypatch, "02_transformers_generate.py")
 
 
 def test_readme_names_every_sample():

@@ -1,0 +1,38 @@
+"""Build `libgear_cuda.so` from the source tree, for the GPU of this machine alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+BUILD_FOLDER = REPOSITORY / "build" / "gpu-check"
+
+
+def build(architecture: str) -> Path:
+    """Configure and compile.
+
+    Args:
+        architecture: As CMake names it, for instance `90`.
+
+    Raises:
+        RuntimeError: CMake or the compiler failed; the message ends with what they said.
+    """
+    _run(
+        "cmake", "-S", str(REPOSITORY / "plugins"), "-B", str(BUILD_FOLDER),
+        "-DCMAKE_BUILD_TYPE=Release", "-DGEAR_CUDA=ON",
+        f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
+    )  # fmt: skip
+    jobs = str(os.cpu_count() or 1)
+    _run("cmake", "--build", str(BUILD_FOLDER), "--target", "gear_cuda", "--parallel", jobs)
+    return next(BUILD_FOLDER.rglob("libgear_cuda.so"))
+
+
+def _run(*words: str) -> None:
+    result = subprocess.run(  # noqa: S603 - fixed programs
+        words, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        lines = (result.stdout + result.stderr).splitlines()
+        raise RuntimeError("\n".join([f"{' '.join(words)} failed:", *lines[-40:]]))
