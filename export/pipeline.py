@@ -166,7 +166,15 @@ class _Job:
             input_ids, shared = token_input(model.graph), SharedInputs()
             positions = Positions(model.graph, input_ids, shared)
             states = route_kv(model.graph, sites, self._config, shared=shared, positions=positions)
-            attach(model, states, shared, input_ids=input_ids, positions=positions)
+            attach(
+                model,
+                states,
+                shared,
+                sites=sites,
+                input_ids=input_ids,
+                positions=positions,
+                max_context=context,
+            )
             simplify(model)
             verify(model, len(states))
         self._nodes_after = len(model.graph)

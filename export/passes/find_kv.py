@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.export.passes.forms import decomposed, group_query, standard, symbolic
+from gear_trt.export.passes.forms import decomposed, group_query, multi_head, standard, symbolic
 from gear_trt.export.passes.sites import (
     SYMBOLIC_OP,
     KvSite,
@@ -24,6 +24,7 @@ SHOWN_MISSES = 3
 _FORMS: dict[tuple[str, str], tuple[str, Matcher]] = {
     (DOMAIN, SYMBOLIC_OP): (symbolic.FORM, symbolic.match),
     ("com.microsoft", "GroupQueryAttention"): (group_query.FORM, group_query.match),
+    ("com.microsoft", "MultiHeadAttention"): (multi_head.FORM, multi_head.match),
     ("", "Attention"): (standard.FORM, standard.match),
     ("", "Softmax"): (decomposed.FORM, decomposed.match),
 }
@@ -32,7 +33,6 @@ _UNKNOWN_FORMS = frozenset(
         ("", "LinearAttention"),
         ("com.microsoft", "Attention"),
         ("com.microsoft", "DecoderMaskedMultiHeadAttention"),
-        ("com.microsoft", "MultiHeadAttention"),
         ("com.microsoft", "PagedAttention"),
         ("com.microsoft", "SparseAttention"),
     }

@@ -33,12 +33,20 @@ def normalize(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass(),
         common.NameFixPass(),
     )
+    _skip_joins_of_one(model.graph)
     passes(model)
     for value in model.graph.inputs:
         _read_numeric_names(value)
     if any(value.shape is None for node in model.graph for value in node.outputs if value.uses()):
         with quiet("onnx_ir"):  # a failure leaves the shapes as they are, and the trials find out
             common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _skip_joins_of_one(main: ir.Graph) -> None:
+    """Pass over what joins a tensor to nothing, as a fresh DynamicCache does with its past."""
+    for node in main:
+        if node.op_type == "Concat" and len(node.inputs) == 1 and node.inputs[0] is not None:
+            node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
 
 
 def _read_numeric_names(value: ir.Value) -> None:

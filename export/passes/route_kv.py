@@ -9,7 +9,7 @@ import onnx_ir as ir
 from gear_trt.export.passes.interface import LayerState, SharedInputs, layer_state
 from gear_trt.export.passes.nodes import HEADS_LAST, integers, typed
 from gear_trt.export.passes.positions import Positions
-from gear_trt.export.passes.sites import AttentionFacts, KvSite, Rotary
+from gear_trt.export.passes.sites import AttentionFacts, HeadTensor, KvSite, Rotary
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, CompressionConfig, layout_hash
 
 MICROSOFT_DOMAIN = "com.microsoft"
@@ -87,11 +87,9 @@ class _Router:
         if site.key is None or site.value is None:
             query, key, value = self._split_packed()
         else:
-            query, key, value = site.query, site.key, site.value
-        if site.heads_first:
-            query = self._heads_last(query, self._query_width)
-            key = self._heads_last(key, self._key_width)
-            value = self._heads_last(value, self._key_width)
+            query = self._heads_last(site.query, self._query_width)
+            key = self._heads_last(site.key, self._key_width)
+            value = self._heads_last(site.value, self._key_width)
         if site.rotary is not None:
             query = self._rotate(query, site.facts.num_heads, site.rotary, positions)
             key = self._rotate(key, site.facts.num_kv_heads, site.rotary, positions)
@@ -99,7 +97,7 @@ class _Router:
 
     def _split_packed(self) -> list[ir.Value]:
         widths = [self._query_width, self._key_width, self._key_width]
-        packed = self._site.query
+        packed = self._site.query.tensor
         parts = self._tape.op_multi_out(
             "Split", [packed, integers(self._main, widths)], {"axis": -1}, num_outputs=3
         )
@@ -108,9 +106,12 @@ class _Router:
             for part, width in zip(parts, widths, strict=True)
         ]
 
-    def _heads_last(self, value_BNSD: ir.Value, width: int) -> ir.Value:
-        """[B, N, S, D] to [B, S, N·D]."""
-        value_BSND = self._tape.op("Transpose", [value_BNSD], {"perm": HEADS_LAST})
+    def _heads_last(self, value: HeadTensor, width: int) -> ir.Value:
+        """Any layout to [B, S, N·D]."""
+        if value.perm is None:
+            return value.tensor
+        perm = [value.perm.index(axis) for axis in HEADS_LAST]
+        value_BSND = self._tape.op("Transpose", [value.tensor], {"perm": perm})
         shape = integers(self._main, [0, 0, width])
         merged_BSM = self._tape.op("Reshape", [value_BSND, shape])
         return typed(merged_BSM, self._site.dtype, ("B", "S", width))

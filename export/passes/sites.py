@@ -48,6 +48,19 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class HeadTensor:
+    """Queries, keys or values of the new tokens.
+
+    Attributes:
+        tensor: [B, S, N·D] where `perm` is None.
+        perm: Axes of `tensor`, as numbers of those of [B, N, S, D].
+    """
+
+    tensor: ir.Value
+    perm: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class KvSite:
     """One attention layer that can be routed.
 
@@ -55,26 +68,29 @@ class KvSite:
         form: How the source graph writes it.
         node: The node that computes `output`.
         facts: Heads, scale, window.
-        query: Of the new tokens: [B, N, S, D] where `heads_first`, otherwise [B, S, N·D], or
-            [B, S, (N + 2·H)·D] where `key` and `value` are None.
-        key: [B, H, S, D] or [B, S, H·D].
+        query: Of the new tokens; [B, S, (N + 2·H)·D] where `key` and `value` are None.
+        key: Of the new tokens.
         value: As `key`.
-        output: As `query`, N·D wide.
-        heads_first: Layout of the four.
+        output: [B, N, S, D] where `heads_first`, otherwise [B, S, N·D].
+        heads_first: Layout of `output`.
         dtype: Type of the four: float32 or float16.
+        caches: Graph inputs that hold past keys and values; none in a graph of our own exporter.
         rotary: What is still to be done to query and key, or None.
+        capacity: Tokens that the old cache held, None where nothing limited it.
     """
 
     form: str
     node: ir.Node
     facts: AttentionFacts
-    query: ir.Value
-    key: ir.Value | None
-    value: ir.Value | None
+    query: HeadTensor
+    key: HeadTensor | None
+    value: HeadTensor | None
     output: ir.Value
     heads_first: bool
     dtype: ir.DataType
+    caches: tuple[ir.Value, ...] = ()
     rotary: Rotary | None = None
+    capacity: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,11 @@ def float_type(value: ir.Value) -> ir.DataType:
     if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         raise MismatchError(f"activations are {dtype}, not float32 or float16")
     return dtype
+
+
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an input of a node, None where it has none there."""
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def present(value: Item | None) -> Item:
