@@ -1,4 +1,4 @@
-"""Tiny decoders of the common families, with random weights: two layers, heads of 16 or 32 channels."""
+"""Tiny decoders of the common families, with random weights."""
 
 import torch
 from transformers import (
