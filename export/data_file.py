@@ -38,6 +38,8 @@ def read_chunks(path: Path, offset: int, length: int) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         end = offset + length
+        if os.fstat(file.fileno()).st_size < end:
+            raise _shorter(file)
         for start, stop in _stored_parts(file, offset, end):
             yield from _zeros(start - offset)
             file.seek(start)
@@ -109,8 +111,12 @@ def _fill(file: BinaryIO, chunk: memoryview) -> None:
     while filled < len(chunk):
         count = file.readinto(chunk[filled:])  # type: ignore[attr-defined]
         if not count:
-            raise OSError(errno.EIO, "the file has become shorter", file.name)
+            raise _shorter(file)
         filled += count
+
+
+def _shorter(file: BinaryIO) -> OSError:
+    return OSError(errno.EIO, "the file has become shorter", file.name)
 
 
 def _drain(chunk: memoryview, file: BinaryIO) -> None:
