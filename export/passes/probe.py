@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from gear_trt.export.data_file import read_chunks
 from gear_trt.export.passes import microsoft
 from gear_trt.export.passes.sites import MismatchError, present
 
@@ -53,13 +55,21 @@ def evaluate(graph: ir.Graph, feeds: Feeds, outputs: Sequence[ir.Value]) -> list
     part = ir.Model(ir.convenience.extract(graph, needed, outputs), ir_version=10)
     for constant in part.graph.initializers.values():
         if isinstance(constant.const_value, ir.ExternalTensor):
-            constant.const_value = ir.tensor(constant.const_value.numpy(), name=constant.name)
+            constant.const_value = _read(constant.const_value)
     names = {_name(value): feeds[value] for value in needed}
     try:
         evaluator = ReferenceEvaluator(ir.to_proto(part), new_ops=microsoft.OPS)
         return [np.asarray(result) for result in evaluator.run(None, names)]
     except Exception as error:  # numpy raises whatever it likes on a graph that makes no sense
         raise MismatchError(f"it cannot be run on trial: {str(error).splitlines()[0]}") from error
+
+
+def _read(tensor: ir.ExternalTensor) -> ir.Tensor:
+    content = b"".join(
+        map(bytes, read_chunks(Path(tensor.path), tensor.offset or 0, tensor.nbytes))
+    )
+    array = np.frombuffer(content, tensor.dtype.numpy())
+    return ir.Tensor(array.reshape(tensor.shape.numpy()), dtype=tensor.dtype)
 
 
 def feed_graph_inputs(graph: ir.Graph, lengths: Lengths) -> dict[ir.Value, Array]:

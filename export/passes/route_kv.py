@@ -18,7 +18,7 @@ MICROSOFT_DOMAIN = "com.microsoft"
 def route_kv(
     main: ir.Graph,
     sites: Sequence[KvSite],
-    config: CompressionConfig,
+    configs: Sequence[CompressionConfig],
     *,
     shared: SharedInputs,
     positions: Positions,
@@ -28,7 +28,7 @@ def route_kv(
     Args:
         main: The graph.
         sites: Every attention layer, in the order of its index.
-        config: How their caches are compressed.
+        configs: How the cache of each is compressed.
         shared: Inputs that every layer reads.
         positions: For rotary embedding that the old node did itself.
 
@@ -37,7 +37,7 @@ def route_kv(
     """
     return [
         _Router(main, site).route(layer, config, shared, positions)
-        for layer, site in enumerate(sites)
+        for layer, (site, config) in enumerate(zip(sites, configs, strict=True))
     ]
 
 
