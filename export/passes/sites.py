@@ -61,7 +61,7 @@ class KvSite:
         value: As `key`.
         output: As `query`, N·D wide.
         heads_first: Layout of the four.
-        dtype: Type of the four: float32 or float16.
+        dtype: Type of the four: float32, float16 or bfloat16.
         rotary: What is still to be done to query and key, or None.
     """
 
@@ -127,8 +127,8 @@ def float_type(value: ir.Value) -> ir.DataType:
         MismatchError: It is not one that the op takes.
     """
     dtype = present(value.dtype)
-    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        raise MismatchError(f"activations are {dtype}, not float32 or float16")
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        raise MismatchError(f"activations are {dtype}, not float32, float16 or bfloat16")
     return dtype
 
 

@@ -34,10 +34,12 @@ from gear_trt.export.passes.sites import (
 
 FORM = "MatMul + Softmax"
 
-_SCORE_OPS = frozenset(
-    {"Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Sub", "Tanh", "Where"}
-)
-_WEIGHT_OPS = frozenset({"Cast", "Dropout", "Identity", "Where"})
+_ROUNDING_OPS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+"""Passed on the way, so that attention which is quantized itself is a near miss."""
+_SCORE_OPS = _ROUNDING_OPS | {
+    "Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Sub", "Tanh", "Where"
+}  # fmt: skip
+_WEIGHT_OPS = _ROUNDING_OPS | {"Cast", "Dropout", "Identity", "Where"}
 
 
 def match(node: ir.Node, context: SearchContext) -> KvSite | None:
@@ -140,8 +142,17 @@ def _sliding_window(
     """Run the mask alone: with scores of 0, the softmax reads what the mask adds."""
     lengths = longest_lengths(context, operands.key.past)
     feeds = feed_graph_inputs(context.graph, lengths)
-    shape = (lengths.batch, num_heads, lengths.new, lengths.total)
-    feeds[product.outputs[0]] = np.zeros(shape, operands.dtype.numpy())
+    head_dim = fixed_dim(operands.key.past, 3, "head_dim")
+    num_kv_heads = fixed_dim(operands.key.past, 1, "the number of KV heads")
+    new_kv = (lengths.batch, num_kv_heads, lengths.new, head_dim)
+    # Exporters read sizes off new tokens, and behind those lie all the layers before.
+    for value, shape in (
+        (product.outputs[0], (lengths.batch, num_heads, lengths.new, lengths.total)),
+        (operands.query, (lengths.batch, num_heads, lengths.new, head_dim)),
+        (present(operands.key.new), new_kv),
+        (present(operands.value.new), new_kv),
+    ):
+        feeds[value] = np.zeros(shape, operands.dtype.numpy())
     (bias,) = evaluate(context.graph, feeds, [_scores(softmax)])
     return sliding_window_of(bias, lengths)
 

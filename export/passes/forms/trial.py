@@ -32,7 +32,7 @@ SATURATING = 1e3
 """Factor on the queries that drives a soft-capped score to its cap."""
 GENTLE = 1 / 16
 """Factor on the queries that keeps a soft cap from bending the scores much."""
-TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2}
+TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
 
 
 @dataclass(frozen=True)
