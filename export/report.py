@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from gear_trt.export.passes.sites import KvSite, NearMiss
@@ -32,7 +33,8 @@ class SiteReport(BaseModel):
         layer: Index, in the order in which layers run.
         form: How the source graph writes it.
         node: Node that computes its output.
-        num_heads: N; as the rest, None where the layer cannot be routed.
+        dtype: Type of its activations; as the rest, None where the layer cannot be routed.
+        num_heads: N.
         num_kv_heads: H.
         head_dim: D.
         scale: Factor of q·k.
@@ -47,6 +49,7 @@ class SiteReport(BaseModel):
     layer: int
     form: str
     node: str
+    dtype: str | None = None
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
@@ -64,7 +67,9 @@ class SiteReport(BaseModel):
         node = str(item.node.name)
         if isinstance(item, NearMiss):
             return cls(layer=layer, form=item.form, node=node, reason=item.reason)
-        return cls(layer=layer, form=item.form, node=node, **vars(item.facts), config=config)
+        dtype = str(np.dtype(item.dtype.numpy()))
+        facts = vars(item.facts)
+        return cls(layer=layer, form=item.form, node=node, dtype=dtype, **facts, config=config)
 
 
 class CacheCost(BaseModel):
@@ -128,6 +133,11 @@ class ExportReport(BaseModel):
     def routable(self) -> bool:
         """Whether there are attention layers, and none that cannot be routed."""
         return bool(self.sites) and all(site.reason is None for site in self.sites)
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether attention reads and writes bfloat16, which no CPU engine computes with."""
+        return any(site.dtype == "bfloat16" for site in self.sites)
 
     @property
     def has_tokenizer(self) -> bool:

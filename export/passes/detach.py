@@ -232,7 +232,5 @@ def _tensors(site: KvSite) -> Iterator[tuple[HeadTensor, int]]:
 
 
 def _zeros(tensor: HeadTensor, heads: int, site: KvSite, trial: Lengths) -> Array:
-    head_dim, dtype = site.facts.head_dim, site.dtype.numpy()
-    if tensor.perm is None:
-        return np.zeros((trial.batch, trial.new, heads * head_dim), dtype)
-    return np.zeros((trial.batch, heads, trial.new, head_dim), dtype).transpose(tensor.perm)
+    shape = (trial.batch, heads, trial.new, site.facts.head_dim)
+    return tensor.laid_out(np.zeros(shape, site.dtype.numpy()))

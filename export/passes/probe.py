@@ -64,12 +64,12 @@ def evaluate(graph: ir.Graph, feeds: Feeds, outputs: Sequence[ir.Value]) -> list
         raise MismatchError(f"it cannot be run on trial: {str(error).splitlines()[0]}") from error
 
 
-def _read(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     content = b"".join(
         map(bytes, read_chunks(Path(tensor.path), tensor.offset or 0, tensor.nbytes))
     )
     array = np.frombuffer(content, tensor.dtype.numpy())
-    return ir.Tensor(array.reshape(tensor.shape.numpy()), dtype=tensor.dtype)
+    return ir.tensor(array.reshape(tensor.shape.numpy()), dtype=tensor.dtype)
 
 
 def feed_graph_inputs(graph: ir.Graph, lengths: Lengths) -> dict[ir.Value, Array]:

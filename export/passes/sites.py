@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from gear_trt.spec.layout import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
 
+Array = NDArray[Any]
 Item = TypeVar("Item")
 
 SYMBOLIC_OP = "UnroutedAttention"
@@ -59,6 +61,13 @@ class HeadTensor:
     tensor: ir.Value
     perm: tuple[int, ...] | None = None
 
+    def laid_out(self, array_BNSD: Array) -> Array:
+        """Return an array [B, N, S, D] in the layout of the tensor."""
+        if self.perm is not None:
+            return array_BNSD.transpose(self.perm)
+        batch, _, new, _ = array_BNSD.shape
+        return array_BNSD.swapaxes(1, 2).reshape(batch, new, -1)
+
 
 @dataclass(frozen=True)
 class KvSite:
@@ -73,7 +82,7 @@ class KvSite:
         value: As `key`.
         output: [B, N, S, D] where `heads_first`, otherwise [B, S, N·D].
         heads_first: Layout of `output`.
-        dtype: Type of the four: float32 or float16.
+        dtype: Type of the four: float32, float16 or bfloat16.
         caches: Graph inputs that hold past keys and values; none in a graph of our own exporter.
         rotary: What is still to be done to query and key, or None.
         capacity: Tokens that the old cache held, None where nothing limited it.
@@ -143,8 +152,8 @@ def float_type(value: ir.Value) -> ir.DataType:
         MismatchError: It is not one that the op takes.
     """
     dtype = present(value.dtype)
-    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        raise MismatchError(f"activations are {dtype}, not float32 or float16")
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        raise MismatchError(f"activations are {dtype}, not float32, float16 or bfloat16")
     return dtype
 
 

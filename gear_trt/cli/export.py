@@ -208,5 +208,11 @@ def _print_engine(report: ExportReport, output: str) -> None:
             "pass --tokenizer DIR to add one",
             soft_wrap=True,
         )
+    if report.is_bfloat16:
+        _ui.stderr.print(
+            "the model's activations are bfloat16, with which ONNX Runtime computes on GPUs only; "
+            "export it in float32 or float16 to run it on CPUs",
+            soft_wrap=True,
+        )
     quoted = shlex.quote(output)
     typer.echo(f'next: gear generate {quoted} -p "{EXAMPLE_PROMPT}"')

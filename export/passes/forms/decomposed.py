@@ -40,24 +40,13 @@ from gear_trt.export.passes.sites import (
 
 FORM = "MatMul + Softmax"
 
-_SCORE_OPS = frozenset(
-    {
-        "Add",
-        "Cast",
-        "Clip",
-        "Div",
-        "Identity",
-        "Max",
-        "Min",
-        "Mul",
-        "Reshape",
-        "Sub",
-        "Tanh",
-        "Where",
-    }
-)
+_ROUNDING_OPS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+"""Passed on the way, so that attention which is quantized itself is a near miss."""
+_SCORE_OPS = _ROUNDING_OPS | {
+    "Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Reshape", "Sub", "Tanh", "Where"
+}  # fmt: skip
 _PRODUCTS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"})
-_WEIGHT_OPS = frozenset({"Cast", "Dropout", "Identity", "Reshape", "Slice", "Where"})
+_WEIGHT_OPS = _ROUNDING_OPS | {"Cast", "Dropout", "Identity", "Reshape", "Slice", "Where"}
 _WEIGHT_CARRIERS = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
 
 
@@ -78,7 +67,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
         fixed_dim(operands.key.past, 3, "head_dim"),
     )
     check_heads(*heads)
-    window = _sliding_window(node, product, operands, heads[0], context)
+    window = _sliding_window(node, product, operands, heads, context)
     trial = Trial(context, operands, heads)
     scale, softcap = _measure_scores(trial, _scores(node), window)
     facts = AttentionFacts(*heads, scale, softcap, window)
@@ -209,7 +198,7 @@ def _sliding_window(
     softmax: ir.Node,
     product: ir.Node,
     operands: Operands,
-    num_heads: int,
+    heads: tuple[int, int, int],
     context: SearchContext,
 ) -> int:
     """Run the mask alone: with scores of 0, the softmax reads what the mask adds."""
@@ -217,9 +206,9 @@ def _sliding_window(
     feeds = feed_graph_inputs(context.graph, lengths)
     keys = capacity_of(operands.key, lengths)
     is_flat = _rank(product.outputs[0]) == 3
-    heads = (lengths.batch * num_heads,) if is_flat else (lengths.batch, num_heads)
-    shape = (*heads, lengths.new, keys)
-    feeds[product.outputs[0]] = np.zeros(shape, operands.dtype.numpy())
+    axes = (lengths.batch * heads[0],) if is_flat else (lengths.batch, heads[0])
+    feeds |= operands.zeros(heads, lengths)
+    feeds[product.outputs[0]] = np.zeros((*axes, lengths.new, keys), operands.dtype.numpy())
     (bias,) = evaluate(context.graph, feeds, [_scores(softmax)])
     return sliding_window_of(bias, lengths)
 

@@ -10,7 +10,7 @@ import math
 
 import onnx_ir as ir
 
-from gear_trt.export.passes.forms.cache import Append, append_of_op, find_append
+from gear_trt.export.passes.forms.cache import append_of_op, find_append
 from gear_trt.export.passes.forms.trial import (
     Operands,
     Trial,
@@ -56,7 +56,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     facts = AttentionFacts(
         *heads,
         scale=node.attributes.get_float("scale", 0.0) or 1.0 / math.sqrt(heads[2]),
-        sliding_window=_sliding_window(node, operands.key, context),
+        sliding_window=_sliding_window(node, operands, heads, context),
     )
     Trial(context, operands, heads).check(node.outputs[0], facts)
     return KvSite(
@@ -95,9 +95,11 @@ def _heads(node: ir.Node, operands: Operands) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, width // max(num_heads, 1)
 
 
-def _sliding_window(node: ir.Node, key: Append, context: SearchContext) -> int:
+def _sliding_window(
+    node: ir.Node, operands: Operands, heads: tuple[int, int, int], context: SearchContext
+) -> int:
     is_causal = node.attributes.get_int("unidirectional", 0)
     mask = optional_input(node, _MASK)
     if mask is None and not is_causal:
         raise MismatchError("it has no mask and is not causal")
-    return masked_window(context, key, mask, causal if is_causal else all_visible)
+    return masked_window(context, operands, heads, mask, causal if is_causal else all_visible)

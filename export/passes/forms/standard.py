@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from gear_trt.export.passes.forms.cache import Append, append_of_op, find_append
+from gear_trt.export.passes.forms.cache import append_of_op, find_append
 from gear_trt.export.passes.forms.trial import (
     Operands,
     ShownByOp,
@@ -43,7 +43,7 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     operands = _operands(node)
     heads = _heads(node, operands)
     check_heads(*heads)
-    window = _sliding_window(node, operands.key, context)
+    window = _sliding_window(node, operands, heads, context)
     facts = _facts(node, heads, window)
     output = guarded(node.outputs[0])
     Trial(context, operands, heads).check(output, facts)
@@ -90,12 +90,14 @@ def _heads(node: ir.Node, operands: Operands) -> tuple[int, int, int]:
     return num_heads, node.attributes.get_int("kv_num_heads", 0), width // max(num_heads, 1)
 
 
-def _sliding_window(node: ir.Node, key: Append, context: SearchContext) -> int:
+def _sliding_window(
+    node: ir.Node, operands: Operands, heads: tuple[int, int, int], context: SearchContext
+) -> int:
     mask = optional_input(node, _MASK)
     shown_ST = _shown_by(node)
     if mask is None and shown_ST is all_visible:
         raise MismatchError("it has no mask and is not causal")
-    return masked_window(context, key, mask, shown_ST)
+    return masked_window(context, operands, heads, mask, shown_ST)
 
 
 def _shown_by(node: ir.Node) -> ShownByOp:

@@ -34,7 +34,7 @@ SATURATING = 1e3
 """Factor on the queries that drives a soft-capped score to its cap."""
 GENTLE = 1 / 16
 """Factor on the queries that keeps a soft cap from bending the scores much."""
-TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2}
+TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,25 @@ class Operands:
     def heads_first(self) -> bool:
         """Whether the output is [B, N, S, D], not [B, S, N·D]."""
         return self.query.perm is not None
+
+    def zeros(self, heads: tuple[int, int, int], lengths: Lengths) -> dict[ir.Value, Array]:
+        """Return what feeds the new tokens where only their shapes matter.
+
+        Exporters read sizes off new tokens, and behind those lie all the layers before.
+
+        Args:
+            heads: N, H and D.
+            lengths: B and S.
+        """
+        num_heads, num_kv_heads, head_dim = heads
+        tensors = ((self.query, num_heads), (self.key.new, num_kv_heads))
+        return {
+            tensor.tensor: tensor.laid_out(
+                np.zeros((lengths.batch, count, lengths.new, head_dim), self.dtype.numpy())
+            )
+            for tensor, count in (*tensors, (self.value.new, num_kv_heads))
+            if tensor is not None
+        }
 
     @property
     def caches(self) -> tuple[ir.Value, ir.Value]:
@@ -105,9 +124,8 @@ class Trial:
             MismatchError: They depend on more than operands and graph inputs.
         """
         feeds = feed_graph_inputs(self._graph, self.lengths)
-        feeds[self._operands.query.tensor] = self._laid_out(
-            self.query_BNSD * query_factor, self._operands.query
-        )
+        query, dtype = self._operands.query, self._operands.dtype.numpy()
+        feeds[query.tensor] = query.laid_out(self.query_BNSD * query_factor).astype(dtype)
         for append, array_BHTD in (
             (self._operands.key, self.key_BHTD),
             (self._operands.value, self.value_BHTD),
@@ -115,7 +133,7 @@ class Trial:
             feeds[append.past] = self._past(append, array_BHTD)
             new_BHSD = array_BHTD[:, :, self.lengths.past :]
             new = present(append.new)
-            feeds[new.tensor] = self._laid_out(new_BHSD, new)
+            feeds[new.tensor] = new.laid_out(new_BHSD).astype(dtype)
         return [result.astype(np.float64) for result in evaluate(self._graph, feeds, outputs)]
 
     def check(self, output: ir.Value, facts: AttentionFacts) -> None:
@@ -166,14 +184,6 @@ class Trial:
             past_BHPD = np.concatenate((past_BHPD, noise), axis=2)
         return past_BHPD.astype(self._operands.dtype.numpy())
 
-    def _laid_out(self, array_BNSD: Array, target: HeadTensor) -> Array:
-        if target.perm is not None:
-            array = array_BNSD.transpose(target.perm)
-        else:
-            batch, _, new, _ = array_BNSD.shape
-            array = array_BNSD.swapaxes(1, 2).reshape(batch, new, -1)
-        return array.astype(self._operands.dtype.numpy())
-
 
 def _check_value_dim(past_value: ir.Value, head_dim: int) -> None:
     channels = fixed_dim(past_value, 3, "head_dim of the values")
@@ -208,7 +218,7 @@ def repeated_heads(context: SearchContext, operand: ir.Value, append: Append) ->
     batch, num_kv_heads, _, head_dim = past_BHPD.shape
     new_BHSD = np.zeros((batch, num_kv_heads, lengths.new, head_dim), past_BHPD.dtype)
     new = present(append.new)
-    feeds[new.tensor] = new_BHSD.transpose(new.perm)
+    feeds[new.tensor] = new.laid_out(new_BHSD)
     (repeated,) = evaluate(context.graph, feeds, [operand])
     if repeated.ndim != len(past_BHPD.shape):
         raise MismatchError(f"the attention product reads tensors of rank {repeated.ndim}, not 4")
@@ -251,24 +261,30 @@ def capacity_of(append: Append, lengths: Lengths) -> int:
 
 
 def masked_window(
-    context: SearchContext, key: Append, mask: ir.Value | None, shown_ST: ShownByOp
+    context: SearchContext,
+    operands: Operands,
+    heads: tuple[int, int, int],
+    mask: ir.Value | None,
+    shown_ST: ShownByOp,
 ) -> int:
     """Return the sliding window that an attention op and its mask have together.
 
     Args:
         context: The graph.
-        key: Keys of the layer.
+        operands: Of the layer.
+        heads: N, H and D.
         mask: Bool (True: seen) or float (added to the scores) [..., S, T]; None for none.
         shown_ST: What the op shows without a mask.
 
     Raises:
         MismatchError: Together they are not causal.
     """
-    lengths = longest_lengths(context, key)
+    lengths = longest_lengths(context, operands.key)
     seen_ST = shown_ST(lengths)
     if mask is None:
         return sliding_window_of(seen_ST, lengths)
-    (bias,) = evaluate(context.graph, feed_graph_inputs(context.graph, lengths), [mask])
+    feeds = feed_graph_inputs(context.graph, lengths) | operands.zeros(heads, lengths)
+    (bias,) = evaluate(context.graph, feeds, [mask])
     if bias.dtype == bool:
         bias = np.where(bias, 0.0, -np.inf)
     free_rows = bias.shape[-1] - lengths.total
