@@ -12,6 +12,7 @@ from gear_trt.export.build.folder import check_output, staged_folder
 from gear_trt.export.build.onnxruntime import file_sizes, layer_facts, manifest_of, write_engine
 from gear_trt.export.model_facts import longest_context, model_facts
 from gear_trt.export.passes.attach import attach, token_input
+from gear_trt.export.passes.branches import resolve_branches
 from gear_trt.export.passes.find_kv import find_kv, no_kv_cache
 from gear_trt.export.passes.interface import SharedInputs
 from gear_trt.export.passes.normalize import normalize
@@ -151,6 +152,7 @@ class _Job:
         self._progress("looking for attention layers")
         context = max_context or self._source.facts.max_context or UNKNOWN_CONTEXT
         with self.stage("find"):
+            resolve_branches(self._source.model, context)
             normalize(self._source.model)
             self._found = find_kv(SearchContext(self._source.model.graph, context))
         for layer, item in enumerate(self._found):

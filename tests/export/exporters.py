@@ -2,6 +2,7 @@
 
 import warnings
 
+import onnx
 import torch
 from transformers import DynamicCache, StaticCache
 
@@ -16,7 +17,7 @@ class GrowingCache(torch.nn.Module):
         self.network = network
 
     def forward(self, input_ids, attention_mask, position_ids, *past):
-        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)) or None)
         positions = {} if position_ids is None else {"position_ids": position_ids}
         outputs = self.network(
             input_ids=input_ids,
@@ -151,6 +152,50 @@ def save_static(network, path, *, opset, capacity=96):
             + [f"past_key_values.{name}" for name in names],
             output_names=["logits", *(f"present.{name}" for name in names)],
             verbose=False,
+        )
+    return path
+
+
+def save_merged(network, path):
+    """optimum's merged decoder: the graphs without and with a past in the branches of an If."""
+    with_past = onnx.load(save_torchscript(network, path.with_suffix(".past.onnx")))
+    without = onnx.load(save_without_past(network, path.with_suffix(".first.onnx")))
+    for model, name in ((with_past, "with_past"), (without, "no_past")):
+        model.graph.name = name
+    inputs = list(with_past.graph.input)
+    flag = onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1])
+    outputs = list(with_past.graph.output)
+    for model in (with_past, without):
+        del model.graph.input[:]
+    choice = onnx.helper.make_node(
+        "If",
+        ["use_cache_branch"],
+        [value.name for value in outputs],
+        then_branch=with_past.graph,
+        else_branch=without.graph,
+    )
+    merged = onnx.helper.make_graph([choice], "merged", [*inputs, flag], outputs)
+    onnx.save(onnx.helper.make_model(merged, opset_imports=with_past.opset_import), path)
+    return path
+
+
+def save_without_past(network, path):
+    """What optimum calls decoder_model.onnx: a graph for the first call, that returns a cache."""
+    names = [f"present.{name}" for name in cache_names(len(cache_shapes(network)))]
+    rows = {0: "batch_size", 1: "sequence_length"}
+    axes = {"input_ids": rows, "attention_mask": rows, "position_ids": rows, "logits": rows}
+    axes |= {name: {0: "batch_size", 2: "sequence_length"} for name in names}
+    tokens = torch.zeros(BATCH, NEW, dtype=torch.int64)
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(
+            GrowingCache(network).eval(),
+            (tokens, torch.ones_like(tokens), torch.arange(NEW).repeat(BATCH, 1)),
+            path,
+            dynamo=False,
+            opset_version=18,
+            dynamic_axes=axes,
+            input_names=["input_ids", "attention_mask", "position_ids"],
+            output_names=["logits", *names],
         )
     return path
 
