@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from gear_trt.export.data_file import read_chunks
 from gear_trt.export.passes.sites import MismatchError, present
+from gear_trt.spec.graph import INPUT_IDS
 
 Array = NDArray[Any]
 Feeds = Mapping[ir.Value, Array]
@@ -71,6 +72,7 @@ def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 def feed_graph_inputs(graph: ir.Graph, lengths: Lengths) -> dict[ir.Value, Array]:
     """Return what a caller would feed for `lengths`, for every input with a known meaning."""
     feeds = {value: _conventional(value, lengths) for value in graph.inputs}
+    feeds |= {value: _embedded(value, lengths) for value in _embeddings(graph)}
     return {value: array for value, array in feeds.items() if array is not None}
 
 
@@ -98,6 +100,24 @@ def _conventional(value: ir.Value, lengths: Lengths) -> Array | None:
     else:
         array = np.zeros((lengths.batch, lengths.new))
     return array.astype(value.dtype.numpy()) if array.ndim == rank else None
+
+
+def _embeddings(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Rows of tables that token ids choose: sizes are read off them, and the tables are large."""
+    for value in graph.inputs:
+        for node in value.consumers() if value.name == INPUT_IDS else ():
+            table, rows = node.inputs[0], node.outputs[0]
+            if node.op_type == "Gather" and table is not None and table.const_value is not None:
+                yield rows
+
+
+def _embedded(rows: ir.Value, lengths: Lengths) -> Array | None:
+    """[B, S, channels], as meaningless as the token ids are that a trial feeds."""
+    table = present(present(rows.producer()).inputs[0]).const_value
+    if table is None or len(table.shape) != 2 or not table.dtype.is_floating_point():
+        return None
+    shape = (lengths.batch, lengths.new, int(table.shape.numpy()[1]))
+    return np.zeros(shape, table.dtype.numpy())
 
 
 def _size(value: ir.Value, axis: int) -> int:
