@@ -19,7 +19,7 @@ _LAYER_COLUMNS = (
 def to_markdown(report: ExportReport) -> str:
     """Write a report as Markdown: the engine, every layer, files, times, versions."""
     sections = (
-        (f"# {report.source}", *_facts(report)),
+        (f"# Export of {report.source}", *_facts(report)),
         ("## Attention layers", *_layers(report.sites)),
         ("## Files", *_table(("file", "MB"), _sizes(report.file_bytes))),
         ("## Time", *_table(("stage", "seconds"), report.seconds.items())),
@@ -33,12 +33,16 @@ def _facts(report: ExportReport) -> Iterable[str]:
     yield f"- graph: {report.nodes_before} nodes before, {after} after"
     if report.model is not None:
         model = report.model
-        yield f"- model: {model.architecture or 'unknown architecture'}, "
-        yield f"  {model.vocab_size:,} tokens in the vocabulary, context {model.max_context:,}"
+        yield (
+            f"- model: {model.architecture or 'unknown architecture'}, "
+            f"{model.vocab_size:,} tokens in the vocabulary, context {model.max_context:,}"
+        )
     if report.cache is not None:
         cost = report.cache
-        yield f"- cache: {cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} "
-        yield f"  bytes per token (FP16: {cost.fp16_bytes_per_token:,})"
+        yield (
+            f"- cache: {cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} "
+            f"bytes per token (FP16: {cost.fp16_bytes_per_token:,})"
+        )
     if report.nodes_after is not None:
         yield "- weights: those outside of attention are, bit by bit, what they were"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from gear_trt.export.data_file import read_chunks
 from gear_trt.export.passes import microsoft
 from gear_trt.export.passes.sites import MismatchError, present
+from gear_trt.spec.graph import INPUT_IDS
 
 Array = NDArray[Any]
 Feeds = Mapping[ir.Value, Array]
@@ -75,6 +76,7 @@ def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 def feed_graph_inputs(graph: ir.Graph, lengths: Lengths) -> dict[ir.Value, Array]:
     """Return what a caller would feed for `lengths`, for every input with a known meaning."""
     feeds = {value: _conventional(value, lengths) for value in graph.inputs}
+    feeds |= {value: _embedded(value, lengths) for value in _embeddings(graph)}
     return {value: array for value, array in feeds.items() if array is not None}
 
 
@@ -115,6 +117,24 @@ def _tokens_meant(value: ir.Value, lengths: Lengths) -> int | None:
         if (node.op_type, index) in meanings:
             return meanings[node.op_type, index]
     return None
+
+
+def _embeddings(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Rows of tables that token ids choose: sizes are read off them, and the tables are large."""
+    for value in graph.inputs:
+        for node in value.consumers() if value.name == INPUT_IDS else ():
+            table, rows = node.inputs[0], node.outputs[0]
+            if node.op_type == "Gather" and table is not None and table.const_value is not None:
+                yield rows
+
+
+def _embedded(rows: ir.Value, lengths: Lengths) -> Array | None:
+    """[B, S, channels], as meaningless as the token ids are that a trial feeds."""
+    table = present(present(rows.producer()).inputs[0]).const_value
+    if table is None or len(table.shape) != 2 or not table.dtype.is_floating_point():
+        return None
+    shape = (lengths.batch, lengths.new, int(table.shape.numpy()[1]))
+    return np.zeros(shape, table.dtype.numpy())
 
 
 def _size(value: ir.Value, axis: int) -> int:

@@ -1,6 +1,8 @@
 """`gear-export`: flags, output, exit status."""
 
+import errno
 import json
+import os
 
 import onnx
 import pytest
@@ -171,6 +173,17 @@ def test_wrong_flags_are_named(model, tmp_path, arguments, status, message):
     assert result.exit_code == status
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_missing_permissions_have_a_code_of_their_own(model, tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path / "engine"))
+
+    monkeypatch.setattr("gear_trt.export.pipeline.staged_folder", refuse)
+    result = gear_export(model, "-o", tmp_path / "engine")
+    assert result.exit_code == ExitStatus.FAILED
+    assert f"error[E205]: cannot open {tmp_path / 'engine'}: {os.strerror(number)}" in result.stderr
 
 
 def test_an_output_is_needed(model):

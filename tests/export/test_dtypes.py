@@ -10,9 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from transformers import LlamaForCausalLM
+from typer.testing import CliRunner
 
 import gear_trt
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.cli.export import app
+from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import export_model
 from gear_trt.runtime.manifest import MODEL_FILE
 from gear_trt.spec import DOMAIN
@@ -189,10 +191,10 @@ def test_bfloat16_activations_are_cast_for_the_op(bfloat16_model, tmp_path, lett
 
 
 def test_bfloat16_activations_are_refused_by_cpus(bfloat16_model, tmp_path):
-    report = export_model(
-        bfloat16_model, tmp_path / "engine", config=EXACT, max_context=text.CONTEXT
-    )
-    assert report.is_bfloat16
+    arguments = [bfloat16_model, "-o", tmp_path / "engine", "--max-context", text.CONTEXT]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == ExitStatus.OK
+    assert "activations are bfloat16, with which ONNX Runtime computes on GPUs" in result.stderr
     with pytest.raises(GearError) as caught:
         gear_trt.load(tmp_path / "engine", threads=1)
     assert caught.value.code is ErrorCode.UNSUPPORTED_MODEL

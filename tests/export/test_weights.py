@@ -8,7 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.export import export_model, pipeline
+from gear_trt.export import data_file, export_model, pipeline
+from gear_trt.export.build import onnxruntime
 from gear_trt.export.passes.simplify import simplify
 from gear_trt.export.passes.weights import WeightGuard, fingerprint
 from gear_trt.runtime.manifest import MODEL_FILE
@@ -148,6 +149,21 @@ def test_data_files_are_the_engines_own(path):
         assert file.is_dir() or file.stat().st_nlink == 1
     onnx.checker.check_model(str(model))
     onnx.load(model)
+
+
+def test_the_copy_of_a_large_data_file_is_announced(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_file, "_FICLONE", 0)
+    monkeypatch.setattr(data_file, "_COPY_BYTES", 4096)
+    monkeypatch.setattr(onnxruntime, "_GIGA", 1e4)
+    path = tmp_path / "model.onnx"
+    onnx.save(text.written_out(), path, save_as_external_data=True, location="weights.bin")
+    told = []
+    export_model(
+        path, tmp_path / "engine", config=EXACT, max_context=text.CONTEXT, progress=told.append
+    )
+    copying = [line for line in told if line.startswith("copying weights.bin: ")]
+    assert len(copying) == len(set(copying)) > 5
+    assert " 100 % of " in copying[-1]
 
 
 def test_files_of_one_name_do_not_meet(tmp_path):

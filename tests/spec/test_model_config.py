@@ -1,5 +1,8 @@
 """Configs of single layers: flags, files, what overrides what, and every wrong one."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from gear_trt.errors import ErrorCode, GearError
@@ -7,6 +10,7 @@ from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.spec.config_file import ConfigFile, choose_config
 from gear_trt.spec.model_config import LayerRule, check_shared, layer_ranges
 
+REPOSITORY = Path(__file__).parents[2]
 BASE = CompressionConfig.preset("k4v4")
 
 
@@ -170,6 +174,15 @@ def test_wrong_files(file, text, part):
         return choose_config(ConfigFile.read(file(text)), fields={})
 
     assert part in refusal(choose).message
+
+
+def test_the_example_of_the_documentation(file):
+    text = (REPOSITORY / "docs" / "config.md").read_text()
+    (example,) = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    config = choose_config(ConfigFile.read(file(example)), fields={})
+    bits = [(item.key_bits, item.value_bits, item.rank) for item in config.of_layers(5)]
+    assert bits == [(8, 8, 0), *[(3, 4, 2)] * 3, (3, 2, 0)]
+    assert {item.sinks for item in config.of_layers(5)} == {8}
 
 
 def test_a_file_that_is_not_there(tmp_path):
