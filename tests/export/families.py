@@ -121,10 +121,12 @@ CONFIGS = {
 }
 
 
-def make(family):
+def make(family, **changes):
     """Return a family's tiny model, always with the same weights."""
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+    config = CONFIGS[family]()
+    config.update(changes)
+    network = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.dim() == 1 and not name.endswith("bias"):
