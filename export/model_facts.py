@@ -36,13 +36,14 @@ def model_facts(facts: SourceFacts, routed: ir.Graph, max_context: int) -> Model
 
 
 def longest_context(facts: SourceFacts, sites: Sequence[KvSite], max_context: int | None) -> int:
-    """Return the user's choice, what the files say, or where the rotary tables end.
+    """Return the user's choice, what the files say, or where rotary tables or old caches end.
 
     Raises:
         GearError: `MISSING_FILE` where nothing says, `BAD_CONFIG` where the choice is too long.
     """
     tables = [site.rotary.cos_cache.shape for site in sites if site.rotary is not None]
     rows = [shape[0] for shape in tables if shape is not None]
+    rows += [site.capacity for site in sites if site.capacity is not None]
     longest = min((row for row in rows if isinstance(row, int)), default=None)
     chosen = max_context or facts.max_context or longest
     if chosen is None:
@@ -56,7 +57,8 @@ def longest_context(facts: SourceFacts, sites: Sequence[KvSite], max_context: in
         return longest
     raise GearError(
         ErrorCode.BAD_CONFIG,
-        f"a context of {chosen} tokens is longer than the model's rotary tables: {longest}",
+        f"a context of {chosen} tokens is longer than the model's rotary tables or fixed caches: "
+        f"{longest}",
         hint=f"pass --max-context {longest} or less",
     )
 

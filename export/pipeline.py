@@ -12,6 +12,7 @@ from gear_trt.export.build.folder import check_output, staged_folder
 from gear_trt.export.build.onnxruntime import file_sizes, layer_facts, manifest_of, write_engine
 from gear_trt.export.model_facts import longest_context, model_facts
 from gear_trt.export.passes.attach import attach, token_input
+from gear_trt.export.passes.branches import resolve_branches
 from gear_trt.export.passes.find_kv import find_kv, no_kv_cache
 from gear_trt.export.passes.interface import SharedInputs
 from gear_trt.export.passes.normalize import normalize
@@ -20,11 +21,12 @@ from gear_trt.export.passes.route_kv import route_kv
 from gear_trt.export.passes.simplify import simplify
 from gear_trt.export.passes.sites import KvSite, NearMiss, SearchContext
 from gear_trt.export.passes.verify import verify
+from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.report import CacheCost, ExportReport, describe, package_versions
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
 from gear_trt.export.source.source import Progress, open_source
 from gear_trt.runtime.manifest import LayerFacts, ModelFacts
-from gear_trt.spec import CompressionConfig
+from gear_trt.spec import CompressionConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def export_model(
     source: str | Path,
     output: str | Path,
     *,
-    config: CompressionConfig,
+    config: CompressionConfig | ModelConfig,
     max_context: int | None = None,
     tokenizer: str | Path | None = None,
     force: bool = False,
@@ -47,19 +49,20 @@ def export_model(
     Args:
         source: An `.onnx` file with a KV cache, a Hugging Face folder, or a GGUF file.
         output: The engine folder; it appears only when it is complete.
-        config: How the caches are compressed.
+        config: How the caches are compressed: all alike, or layer by layer.
         max_context: Longest sequence, tokens; None means what the model's files say.
         tokenizer: Folder of the tokenizer; None means beside the model.
         force: Replace `output` where it is an engine folder.
         progress: Told the stages.
 
     Returns:
-        What was found and done; also in `report.json`.
+        What was found and done; also in `report.json` and `report.md`.
 
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `MISSING_DEPENDENCY`, `UNSUPPORTED_MODEL` or
             `NO_KV_CACHE` for the model, `OUTPUT_EXISTS` for the folder, `NON_FINITE_WEIGHTS`,
-            `BAD_CONFIG` for a context that is too long, `VERIFICATION_FAILED` for a bug of ours.
+            `BAD_CONFIG` for a context that is too long or a layer that is not there,
+            `VERIFICATION_FAILED` for a bug of ours.
         OSError: The disk is full, or the folder cannot be written.
 
     Example:
@@ -86,7 +89,7 @@ def export_model(
 def inspect_model(
     source: str | Path,
     *,
-    config: CompressionConfig,
+    config: CompressionConfig | ModelConfig,
     max_context: int | None = None,
     progress: Progress = lambda stage: None,
 ) -> ExportReport:
@@ -94,7 +97,7 @@ def inspect_model(
 
     Args:
         source: As for `export_model`.
-        config: How the caches would be compressed.
+        config: How the caches would be compressed: all alike, or layer by layer.
         max_context: Longest sequence, tokens; None means what the model's files say.
         progress: Told the stages.
 
@@ -112,9 +115,12 @@ def inspect_model(
 class _Job:
     """One export, stage by stage."""
 
-    def __init__(self, source: Path, config: CompressionConfig, progress: Progress) -> None:
+    def __init__(
+        self, source: Path, config: CompressionConfig | ModelConfig, progress: Progress
+    ) -> None:
         self._path = source
-        self._config = config
+        self._config = config if isinstance(config, ModelConfig) else ModelConfig(config)
+        self._configs: tuple[CompressionConfig, ...] = ()
         self._progress = progress
         self._seconds: dict[str, float] = {}
         self._versions = package_versions()
@@ -122,6 +128,7 @@ class _Job:
         self._nodes_after: int | None = None
         with self.stage("source"):
             self._source = open_source(source, progress)
+            self._weights = WeightGuard(self._source.model)
         self._nodes_before = len(self._source.model.graph)
 
     @contextmanager
@@ -145,6 +152,7 @@ class _Job:
         self._progress("looking for attention layers")
         context = max_context or self._source.facts.max_context or UNKNOWN_CONTEXT
         with self.stage("find"):
+            resolve_branches(self._source.model, context)
             normalize(self._source.model)
             self._found = find_kv(SearchContext(self._source.model.graph, context))
         for layer, item in enumerate(self._found):
@@ -161,21 +169,42 @@ class _Job:
             raise no_kv_cache(self._found)
         model, sites = self._source.model, self._sites
         context = longest_context(self._source.facts, sites, max_context)
+        self._configs = self._config.of_layers(len(sites))
         self._progress(f"routing {len(sites)} attention layers")
         with self.stage("route"):
+            self._weights.note_readers()
             input_ids, shared = token_input(model.graph), SharedInputs()
             positions = Positions(model.graph, input_ids, shared)
-            states = route_kv(model.graph, sites, self._config, shared=shared, positions=positions)
-            attach(model, states, shared, input_ids=input_ids, positions=positions)
+            states = route_kv(model.graph, sites, self._configs, shared=shared, positions=positions)
+            attach(
+                model,
+                states,
+                shared,
+                sites=sites,
+                input_ids=input_ids,
+                positions=positions,
+                max_context=context,
+            )
             simplify(model)
-            verify(model, len(states))
+            verify(model, len(states), self._weights)
         self._nodes_after = len(model.graph)
         return model_facts(self._source.facts, model.graph, context)
 
     def write(self, folder: Path, facts: ModelFacts) -> None:
-        """Write the engine into an empty folder."""
-        manifest = manifest_of(facts, self._layers(), self._versions)
-        write_engine(folder, self._source.model, manifest, self._source.write_companions)
+        """Write the engine into an empty folder.
+
+        Raises:
+            GearError: `NON_FINITE_WEIGHTS`, `VERIFICATION_FAILED`.
+        """
+        self._weights.check_finite(self._source.model)
+        write_engine(
+            folder,
+            self._source.model,
+            manifest_of(facts, self._layers(), self._versions),
+            write_companions=self._source.write_companions,
+            weights=self._weights,
+            progress=self._progress,
+        )
 
     def report(
         self, facts: ModelFacts | None, output: Path | None = None, folder: Path | None = None
@@ -190,10 +219,10 @@ class _Job:
         return ExportReport(
             source=str(self._path),
             output=None if output is None else str(output),
-            config=self._config,
+            config=self._config.base,
             model=facts,
             cache=None if facts is None else CacheCost.of(self._layers()),
-            sites=describe(self._found),
+            sites=describe(self._found, self._configs),
             nodes_before=self._nodes_before,
             nodes_after=self._nodes_after,
             file_bytes={} if folder is None else file_sizes(folder),
@@ -202,4 +231,5 @@ class _Job:
         )
 
     def _layers(self) -> tuple[LayerFacts, ...]:
-        return tuple(layer_facts(site, self._config) for site in self._sites)
+        pairs = zip(self._sites, self._configs, strict=True)
+        return tuple(layer_facts(site, config) for site, config in pairs)

@@ -1,22 +1,26 @@
-"""What an export found and did: `report.json`, and what `gear-export --json` prints."""
+"""What an export found and did: `report.json`, `report.md`, the object of `gear-export --json`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from gear_trt.export.passes.sites import KvSite, NearMiss
 from gear_trt.export.source.companions import TOKENIZER_FILE
 from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
 from gear_trt.runtime.manifest import LayerFacts, ModelFacts
-from gear_trt.spec import CompressionConfig, bits_per_element
+from gear_trt.spec import CompressionConfig
 
 REPORT_FILE = "report.json"
+MARKDOWN_FILE = "report.md"
+FP16_BITS = 16
 REPORT_SCHEMA = "gear.export/1"
 
 _REPORTED_PACKAGES = ("gear-trt", "onnx", "onnx-ir", "onnxscript", "torch", "transformers")
@@ -29,13 +33,15 @@ class SiteReport(BaseModel):
         layer: Index, in the order in which layers run.
         form: How the source graph writes it.
         node: Node that computes its output.
-        num_heads: N; as the rest, None where the layer cannot be routed.
+        dtype: Type of its activations; as the rest, None where the layer cannot be routed.
+        num_heads: N.
         num_kv_heads: H.
         head_dim: D.
         scale: Factor of q·k.
         softcap: Cap of the scores, 0 for none.
         sliding_window: Newest tokens that a query sees, 0 for all.
-        reason: Why it cannot be routed.
+        reason: The check that failed, where it cannot be routed.
+        config: How its cache is compressed; None where the model cannot be routed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +49,7 @@ class SiteReport(BaseModel):
     layer: int
     form: str
     node: str
+    dtype: str | None = None
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
@@ -50,21 +57,26 @@ class SiteReport(BaseModel):
     softcap: float | None = None
     sliding_window: int | None = None
     reason: str | None = None
+    config: CompressionConfig | None = None
 
     @classmethod
-    def of(cls, layer: int, item: KvSite | NearMiss) -> Self:
+    def of(
+        cls, layer: int, item: KvSite | NearMiss, config: CompressionConfig | None = None
+    ) -> Self:
         """Describe what `find_kv` found."""
         node = str(item.node.name)
         if isinstance(item, NearMiss):
             return cls(layer=layer, form=item.form, node=node, reason=item.reason)
-        return cls(layer=layer, form=item.form, node=node, **vars(item.facts))
+        dtype = str(np.dtype(item.dtype.numpy()))
+        facts = vars(item.facts)
+        return cls(layer=layer, form=item.form, node=node, dtype=dtype, **facts, config=config)
 
 
 class CacheCost(BaseModel):
     """What the compressed cache takes.
 
     Attributes:
-        bits_per_element: Bits that a page spends per K or V element, everything included.
+        bits_per_element: Bits that pages spend per K or V element, everything included.
         bytes_per_token: Of all layers, once a token is compressed.
         fp16_bytes_per_token: The same in an FP16 cache.
     """
@@ -78,10 +90,11 @@ class CacheCost(BaseModel):
     @classmethod
     def of(cls, layers: Sequence[LayerFacts]) -> Self:
         """Compute the cost of a model's layers."""
+        gear, fp16 = page_bytes_per_token(layers), fp16_bytes_per_token(layers)
         return cls(
-            bits_per_element=bits_per_element(layers[0].config, layers[0].head_dim),
-            bytes_per_token=page_bytes_per_token(layers),
-            fp16_bytes_per_token=fp16_bytes_per_token(layers),
+            bits_per_element=FP16_BITS * gear / fp16,
+            bytes_per_token=gear,
+            fp16_bytes_per_token=fp16,
         )
 
 
@@ -91,7 +104,7 @@ class ExportReport(BaseModel):
     Attributes:
         source: What was exported.
         output: The engine folder; None for a dry run.
-        config: How its caches are compressed.
+        config: How the caches of layers without a config of their own are compressed.
         model: Facts of the model; None, as the next, where it cannot be routed.
         cache: What its cache takes.
         sites: Every attention layer.
@@ -122,19 +135,35 @@ class ExportReport(BaseModel):
         return bool(self.sites) and all(site.reason is None for site in self.sites)
 
     @property
+    def is_bfloat16(self) -> bool:
+        """Whether attention reads and writes bfloat16, which no CPU engine computes with."""
+        return any(site.dtype == "bfloat16" for site in self.sites)
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether the engine folder can read and write text."""
         return TOKENIZER_FILE in self.file_bytes
 
     def write(self, folder: Path) -> None:
-        """Write `report.json` into an engine folder."""
+        """Write `report.json` and `report.md` into an engine folder."""
+        from gear_trt.export.report_markdown import to_markdown
+
         fields = {"schema": REPORT_SCHEMA, **self.model_dump(mode="json")}
         (folder / REPORT_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / MARKDOWN_FILE).write_text(to_markdown(self))
 
 
-def describe(found: Sequence[KvSite | NearMiss]) -> tuple[SiteReport, ...]:
-    """Return the report of every layer."""
-    return tuple(SiteReport.of(layer, item) for layer, item in enumerate(found))
+def describe(
+    found: Sequence[KvSite | NearMiss], configs: Sequence[CompressionConfig]
+) -> tuple[SiteReport, ...]:
+    """Return the report of every layer.
+
+    Args:
+        found: What `find_kv` found.
+        configs: How their caches are compressed; empty where the model cannot be routed.
+    """
+    pairs = zip_longest(found, configs)
+    return tuple(SiteReport.of(layer, *pair) for layer, pair in enumerate(pairs))
 
 
 def package_versions() -> dict[str, str]:

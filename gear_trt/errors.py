@@ -27,6 +27,7 @@ class ErrorCode(Enum):
     DAMAGED_MODEL = ("E202", ExitStatus.FAILED)
     OUTPUT_EXISTS = ("E203", ExitStatus.FAILED)
     NON_FINITE_WEIGHTS = ("E204", ExitStatus.FAILED)
+    NO_PERMISSION = ("E205", ExitStatus.FAILED)
     NO_KV_CACHE = ("E301", ExitStatus.UNSUPPORTED)
     UNSUPPORTED_MODEL = ("E302", ExitStatus.UNSUPPORTED)
     VERIFICATION_FAILED = ("E303", ExitStatus.VERIFICATION)

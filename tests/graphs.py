@@ -19,11 +19,15 @@ from gear_trt.spec import CompressionConfig, graph
 
 @dataclass(frozen=True)
 class ToyModel:
-    """A small language model with random weights: embedding, attention layers, head."""
+    """A small language model with random weights: embedding, attention layers, head.
+
+    All layers have `config`, unless `layer_configs` has one for each.
+    """
 
     config: CompressionConfig = field(default_factory=lambda: CompressionConfig.preset("k4v4"))
     dtype: str = "float32"
     vocab_size: int = 260
+    layer_configs: tuple[CompressionConfig, ...] = ()
     num_layers: int = 2
     width: int = 48
     seed: int = 0
@@ -31,6 +35,10 @@ class ToyModel:
     @property
     def facts(self) -> LayerFacts:
         return LayerFacts(num_heads=4, num_kv_heads=2, head_dim=32, config=self.config)
+
+    def facts_of(self, index):
+        config = self.layer_configs[index] if self.layer_configs else self.config
+        return self.facts.model_copy(update={"config": config})
 
     def build(self):
         rng = np.random.default_rng(self.seed)
@@ -47,7 +55,10 @@ class ToyModel:
         nodes.append(
             helper.make_node("MatMul", [f"hidden.{self.num_layers}", "head"], [graph.LOGITS])
         )
-        states = [state_values(i, self.config.buffer_dtype) for i in range(self.num_layers)]
+        states = [
+            state_values(index, self.facts_of(index).config.buffer_dtype)
+            for index in range(self.num_layers)
+        ]
         ids = helper.make_tensor_value_info(graph.INPUT_IDS, TensorProto.INT64, ("B", "S"))
         logits = helper.make_tensor_value_info(
             graph.LOGITS, ONNX_TYPES[self.dtype], ("B", "S", self.vocab_size)
@@ -64,7 +75,9 @@ class ToyModel:
         projected = [f"{name}.{index}" for name in ("query", "key", "value")]
         return [
             *(helper.make_node("MatMul", [hidden, f"{name}.weight"], [name]) for name in projected),
-            attention_node(projected, f"attended.{index}", index, attributes(self.facts, index)),
+            attention_node(
+                projected, f"attended.{index}", index, attributes(self.facts_of(index), index)
+            ),
             helper.make_node(
                 "MatMul", [f"attended.{index}", f"output.{index}.weight"], [f"mixed.{index}"]
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.manifest import MANIFEST_FILE
+
+_PARTIAL, _OLD = "partial", "old"
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -40,6 +43,8 @@ def _exists(message: str, hint: str) -> GearError:
 def staged_folder(output: Path, *, force: bool) -> Iterator[Path]:
     """Yield a new folder that takes the place of `output` when the block ends without an error.
 
+    What an export that was killed has left beside it is removed first.
+
     Args:
         output: The engine folder to be.
         force: Replace an engine folder.
@@ -50,7 +55,9 @@ def staged_folder(output: Path, *, force: bool) -> Iterator[Path]:
     output = output.absolute()
     check_output(output, force=force)
     output.parent.mkdir(parents=True, exist_ok=True)
-    stage = _beside(output, "partial")
+    _clear_up(output)
+    check_output(output, force=force)
+    stage = _beside(output, _PARTIAL)
     try:
         stage.mkdir()
         yield stage
@@ -61,11 +68,33 @@ def staged_folder(output: Path, *, force: bool) -> Iterator[Path]:
         raise
 
 
+def _clear_up(output: Path) -> None:
+    """Remove what exports whose process is gone have left; bring back an engine they moved away."""
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*"):
+        process, _, purpose = folder.name.removeprefix(f".{output.name}.").partition(".")
+        if purpose not in (_PARTIAL, _OLD) or not process.isdigit() or _is_running(int(process)):
+            continue
+        if purpose == _OLD and not output.exists():
+            folder.rename(output)
+        else:
+            shutil.rmtree(folder)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or a name that is no export's
+        return True
+    return True
+
+
 def _publish(stage: Path, output: Path) -> None:
     if not output.exists() or _is_empty(output):
         stage.rename(output)
         return
-    old = _beside(output, "old")
+    old = _beside(output, _OLD)
     output.rename(old)
     try:
         stage.rename(output)

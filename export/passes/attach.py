@@ -8,9 +8,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.export.passes.detach import detach_caches, detach_position_ids
+from gear_trt.export.passes.detach import detach_inputs
 from gear_trt.export.passes.interface import LayerState, SharedInputs
 from gear_trt.export.passes.positions import Positions
+from gear_trt.export.passes.sites import KvSite
 from gear_trt.spec import DOMAIN, graph, layout_hash
 from gear_trt.spec.ops import LAYOUT_HASH_KEY, OPSET_VERSION
 
@@ -45,8 +46,10 @@ def attach(
     states: Sequence[LayerState],
     shared: SharedInputs,
     *,
+    sites: Sequence[KvSite],
     input_ids: ir.Value,
     positions: Positions,
+    max_context: int,
 ) -> None:
     """Replace a routed graph's interface in place; whatever only the old one needed goes.
 
@@ -54,8 +57,10 @@ def attach(
         model: The model, with every attention layer routed.
         states: State of every layer, in order.
         shared: Inputs that every layer reads.
+        sites: The layers.
         input_ids: [B, S] int64.
         positions: Positions of the new tokens.
+        max_context: Longest sequence, tokens.
 
     Raises:
         GearError: `UNSUPPORTED_MODEL` where the graph has no logits, or still needs an input that
@@ -68,9 +73,8 @@ def attach(
         *(state.page_pool_out for state in states),
         *(state.residual_buffer_out for state in states),
     ]
-    detach_position_ids(main, positions)
     common.RemoveUnusedNodesPass()(model)
-    detach_caches(main, input_ids, positions)
+    detach_inputs(main, sites, input_ids=input_ids, positions=positions, max_context=max_context)
     common.RemoveUnusedNodesPass()(model)
     main.sort()
     _refuse_left_over(main, input_ids)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.export.passes.forms import decomposed, group_query, standard, symbolic
+from gear_trt.export.passes.claims import check_claims
+from gear_trt.export.passes.forms import decomposed, group_query, multi_head, standard, symbolic
 from gear_trt.export.passes.sites import (
     SYMBOLIC_OP,
     KvSite,
@@ -24,19 +25,17 @@ SHOWN_MISSES = 3
 _FORMS: dict[tuple[str, str], tuple[str, Matcher]] = {
     (DOMAIN, SYMBOLIC_OP): (symbolic.FORM, symbolic.match),
     ("com.microsoft", "GroupQueryAttention"): (group_query.FORM, group_query.match),
+    ("com.microsoft", "MultiHeadAttention"): (multi_head.FORM, multi_head.match),
     ("", "Attention"): (standard.FORM, standard.match),
     ("", "Softmax"): (decomposed.FORM, decomposed.match),
 }
-_UNKNOWN_FORMS = frozenset(
-    {
-        ("", "LinearAttention"),
-        ("com.microsoft", "Attention"),
-        ("com.microsoft", "DecoderMaskedMultiHeadAttention"),
-        ("com.microsoft", "MultiHeadAttention"),
-        ("com.microsoft", "PagedAttention"),
-        ("com.microsoft", "SparseAttention"),
-    }
-)
+_UNKNOWN_FORMS = {
+    ("", "LinearAttention"): "its state is not a KV cache",
+    ("com.microsoft", "Attention"): "it packs past keys and values into one tensor",
+    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): "it is for one new token at a time",
+    ("com.microsoft", "PagedAttention"): "it has paged caches of its own",
+    ("com.microsoft", "SparseAttention"): "it skips blocks of tokens",
+}
 
 
 def find_kv(context: SearchContext) -> list[KvSite | NearMiss]:
@@ -45,13 +44,14 @@ def find_kv(context: SearchContext) -> list[KvSite | NearMiss]:
     The place in the list is the layer's index.
     """
     found = (_look_at(node, context) for node in context.graph)
-    return [item for item in found if item is not None]
+    return check_claims(context.graph, [item for item in found if item is not None])
 
 
 def _look_at(node: ir.Node, context: SearchContext) -> KvSite | NearMiss | None:
     operator = (node.domain, node.op_type)
     if operator in _UNKNOWN_FORMS:
-        return NearMiss(node.op_type, node, f"{node.op_type} nodes are not supported")
+        reason = f"{node.op_type} nodes are not supported: {_UNKNOWN_FORMS[operator]}"
+        return NearMiss(node.op_type, node, reason)
     if operator not in _FORMS:
         return None
     form, match = _FORMS[operator]

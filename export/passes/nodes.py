@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+HEADS_FIRST: tuple[int, ...] = (0, 1, 2, 3)
+"""Axes of [B, N, S, D]."""
 HEADS_LAST = (0, 2, 1, 3)
 """Permutation between [B, N, S, D] and [B, S, N, D], either way."""
 

@@ -25,20 +25,29 @@ def normalize(model: ir.Model) -> None:
             f"the model has ONNX opset {opset}, {MIN_OPSET} or later is needed",
             hint="export it again with a newer opset, or convert it with onnx.version_converter",
         )
-    passes = ir.passes.Sequential(
+    ir.passes.Sequential(
         common.RemoveInitializersFromInputsPass(),
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    )(model)
+    for node in model.graph:
+        _drop_lone_concat(node)
+    ir.passes.Sequential(
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.NameFixPass(),
-    )
-    passes(model)
+    )(model)
     for value in model.graph.inputs:
         _read_numeric_names(value)
     if any(value.shape is None for node in model.graph for value in node.outputs if value.uses()):
         with quiet("onnx_ir"):  # a failure leaves the shapes as they are, and the trials find out
             common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _drop_lone_concat(node: ir.Node) -> None:
+    """TorchScript joins the past to a cache that is still empty, and then drops the empty part."""
+    if node.op_type == "Concat" and len(node.inputs) == 1 and node.inputs[0] is not None:
+        node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=False)
 
 
 def _read_numeric_names(value: ir.Value) -> None:

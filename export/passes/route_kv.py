@@ -9,16 +9,18 @@ import onnx_ir as ir
 from gear_trt.export.passes.interface import LayerState, SharedInputs, layer_state
 from gear_trt.export.passes.nodes import HEADS_LAST, integers, typed
 from gear_trt.export.passes.positions import Positions
-from gear_trt.export.passes.sites import AttentionFacts, KvSite, Rotary
+from gear_trt.export.passes.sites import AttentionFacts, HeadTensor, KvSite, Rotary
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, CompressionConfig, layout_hash
 
 MICROSOFT_DOMAIN = "com.microsoft"
+_WIDENED = {ir.DataType.BFLOAT16: ir.DataType.FLOAT}
+"""Activations that the op does not take, and a type that holds every one of their values."""
 
 
 def route_kv(
     main: ir.Graph,
     sites: Sequence[KvSite],
-    config: CompressionConfig,
+    configs: Sequence[CompressionConfig],
     *,
     shared: SharedInputs,
     positions: Positions,
@@ -28,7 +30,7 @@ def route_kv(
     Args:
         main: The graph.
         sites: Every attention layer, in the order of its index.
-        config: How their caches are compressed.
+        configs: How the cache of each is compressed.
         shared: Inputs that every layer reads.
         positions: For rotary embedding that the old node did itself.
 
@@ -37,7 +39,7 @@ def route_kv(
     """
     return [
         _Router(main, site).route(layer, config, shared, positions)
-        for layer, site in enumerate(sites)
+        for layer, (site, config) in enumerate(zip(sites, configs, strict=True))
     ]
 
 
@@ -51,6 +53,7 @@ class _Router:
         heads, head_dim = site.facts, site.facts.head_dim
         self._query_width = heads.num_heads * head_dim
         self._key_width = heads.num_kv_heads * head_dim
+        self._op_dtype = _WIDENED.get(site.dtype, site.dtype)
 
     def route(
         self, layer: int, config: CompressionConfig, shared: SharedInputs, positions: Positions
@@ -58,14 +61,14 @@ class _Router:
         state = layer_state(layer, self._site.facts, config)
         query_BSM, key_BSM, value_BSM = self._operands(positions)
         output_BSM = ir.val(
-            f"gear_attention.{layer}", self._site.dtype, ("B", "S", self._query_width)
+            f"gear_attention.{layer}", self._op_dtype, ("B", "S", self._query_width)
         )
         self._tape.op_multi_out(
             GEAR_ATTENTION.name,
             [
-                query_BSM,
-                key_BSM,
-                value_BSM,
+                self._cast(query_BSM, self._op_dtype),
+                self._cast(key_BSM, self._op_dtype),
+                self._cast(value_BSM, self._op_dtype),
                 state.page_pool,
                 state.residual_buffer,
                 shared.page_table,
@@ -78,8 +81,13 @@ class _Router:
             domain=DOMAIN,
             name=f"{GEAR_ATTENTION.name}.{layer}",
         )
-        self._replace_output(output_BSM)
+        self._replace_output(self._cast(output_BSM, self._site.dtype))
         return state
+
+    def _cast(self, value_BSM: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if self._op_dtype == self._site.dtype:
+            return value_BSM
+        return typed(self._tape.op("Cast", [value_BSM], {"to": dtype}), dtype, value_BSM.shape)
 
     def _operands(self, positions: Positions) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return query, key and value as [B, S, heads · D], rotated."""
@@ -87,11 +95,9 @@ class _Router:
         if site.key is None or site.value is None:
             query, key, value = self._split_packed()
         else:
-            query, key, value = site.query, site.key, site.value
-        if site.heads_first:
-            query = self._heads_last(query, self._query_width)
-            key = self._heads_last(key, self._key_width)
-            value = self._heads_last(value, self._key_width)
+            query = self._heads_last(site.query, self._query_width)
+            key = self._heads_last(site.key, self._key_width)
+            value = self._heads_last(site.value, self._key_width)
         if site.rotary is not None:
             query = self._rotate(query, site.facts.num_heads, site.rotary, positions)
             key = self._rotate(key, site.facts.num_kv_heads, site.rotary, positions)
@@ -99,7 +105,7 @@ class _Router:
 
     def _split_packed(self) -> list[ir.Value]:
         widths = [self._query_width, self._key_width, self._key_width]
-        packed = self._site.query
+        packed = self._site.query.tensor
         parts = self._tape.op_multi_out(
             "Split", [packed, integers(self._main, widths)], {"axis": -1}, num_outputs=3
         )
@@ -108,9 +114,12 @@ class _Router:
             for part, width in zip(parts, widths, strict=True)
         ]
 
-    def _heads_last(self, value_BNSD: ir.Value, width: int) -> ir.Value:
-        """[B, N, S, D] to [B, S, N·D]."""
-        value_BSND = self._tape.op("Transpose", [value_BNSD], {"perm": HEADS_LAST})
+    def _heads_last(self, value: HeadTensor, width: int) -> ir.Value:
+        """Any layout to [B, S, N·D]."""
+        if value.perm is None:
+            return value.tensor
+        perm = [value.perm.index(axis) for axis in HEADS_LAST]
+        value_BSND = self._tape.op("Transpose", [value.tensor], {"perm": perm})
         shape = integers(self._main, [0, 0, width])
         merged_BSM = self._tape.op("Reshape", [value_BSND, shape])
         return typed(merged_BSM, self._site.dtype, ("B", "S", width))

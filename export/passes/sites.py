@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from gear_trt.spec.layout import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM
 
+Array = NDArray[Any]
 Item = TypeVar("Item")
 
 SYMBOLIC_OP = "UnroutedAttention"
@@ -48,6 +50,26 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class HeadTensor:
+    """Queries, keys or values of the new tokens.
+
+    Attributes:
+        tensor: [B, S, N·D] where `perm` is None.
+        perm: Axes of `tensor`, as numbers of those of [B, N, S, D].
+    """
+
+    tensor: ir.Value
+    perm: tuple[int, ...] | None = None
+
+    def laid_out(self, array_BNSD: Array) -> Array:
+        """Return an array [B, N, S, D] in the layout of the tensor."""
+        if self.perm is not None:
+            return array_BNSD.transpose(self.perm)
+        batch, _, new, _ = array_BNSD.shape
+        return array_BNSD.swapaxes(1, 2).reshape(batch, new, -1)
+
+
+@dataclass(frozen=True)
 class KvSite:
     """One attention layer that can be routed.
 
@@ -55,26 +77,29 @@ class KvSite:
         form: How the source graph writes it.
         node: The node that computes `output`.
         facts: Heads, scale, window.
-        query: Of the new tokens: [B, N, S, D] where `heads_first`, otherwise [B, S, N·D], or
-            [B, S, (N + 2·H)·D] where `key` and `value` are None.
-        key: [B, H, S, D] or [B, S, H·D].
+        query: Of the new tokens; [B, S, (N + 2·H)·D] where `key` and `value` are None.
+        key: Of the new tokens.
         value: As `key`.
-        output: As `query`, N·D wide.
-        heads_first: Layout of the four.
-        dtype: Type of the four: float32 or float16.
+        output: [B, N, S, D] where `heads_first`, otherwise [B, S, N·D].
+        heads_first: Layout of `output`.
+        dtype: Type of the four: float32, float16 or bfloat16.
+        caches: Graph inputs that hold past keys and values; none in a graph of our own exporter.
         rotary: What is still to be done to query and key, or None.
+        capacity: Tokens that the old cache held, None where nothing limited it.
     """
 
     form: str
     node: ir.Node
     facts: AttentionFacts
-    query: ir.Value
-    key: ir.Value | None
-    value: ir.Value | None
+    query: HeadTensor
+    key: HeadTensor | None
+    value: HeadTensor | None
     output: ir.Value
     heads_first: bool
     dtype: ir.DataType
+    caches: tuple[ir.Value, ...] = ()
     rotary: Rotary | None = None
+    capacity: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +152,14 @@ def float_type(value: ir.Value) -> ir.DataType:
         MismatchError: It is not one that the op takes.
     """
     dtype = present(value.dtype)
-    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        raise MismatchError(f"activations are {dtype}, not float32 or float16")
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        raise MismatchError(f"activations are {dtype}, not float32, float16 or bfloat16")
     return dtype
+
+
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an input of a node, None where it has none there."""
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def present(value: Item | None) -> Item:

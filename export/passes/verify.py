@@ -5,44 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.passes.sites import SYMBOLIC_OP
+from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.spec import GEAR_ATTENTION, graph, layout_hash
 from gear_trt.spec.ops import LAYOUT_HASH_KEY
 
-SCANNED_ELEMENTS = 1 << 24
-"""Elements of a weight that are looked at together: bounds the memory of the scan."""
 
-_FLOATS = (
-    ir.DataType.BFLOAT16,
-    ir.DataType.DOUBLE,
-    ir.DataType.FLOAT,
-    ir.DataType.FLOAT16,
-)
-
-
-def verify(model: ir.Model, layers: int) -> None:
+def verify(model: ir.Model, layers: int, weights: WeightGuard) -> None:
     """Check a rewritten model.
 
     Args:
         model: The model.
         layers: Attention layers that it has to have.
+        weights: What nodes read before.
 
     Raises:
-        GearError: `VERIFICATION_FAILED` for a broken structure, `NON_FINITE_WEIGHTS`.
+        GearError: `VERIFICATION_FAILED`.
     """
-    faults = [*_interface_faults(model, layers), *_layer_faults(model, layers)]
+    faults = [
+        *_interface_faults(model, layers),
+        *_layer_faults(model, layers),
+        *weights.reader_faults(),
+    ]
     if faults:
         raise _verification_failed(faults)
-    _check_weights(model)
+
+
+def verify_written(model: ir.Model, path: Path, weights: WeightGuard) -> None:
+    """Check a model file: with ONNX's own checker, and that every weight is what it was.
+
+    Args:
+        model: What was written.
+        path: Where to.
+        weights: What they were.
+
+    Raises:
+        GearError: `VERIFICATION_FAILED`.
+    """
+    check_file(path)
+    faults = list(weights.content_faults(model, path))
+    if faults:
+        raise _verification_failed(faults)
 
 
 def check_file(path: Path) -> None:
-    """Let ONNX's own checker look at a written model.
+    """Let ONNX's own checker look at a model file.
 
     Raises:
         GearError: `VERIFICATION_FAILED`.
@@ -136,23 +147,3 @@ def _node_faults(node: ir.Node) -> Iterator[str]:
         name = value.name if value is not None else None
         if name != states.get(spec.name, name):
             yield f"node {node.name} reads {name} as {spec.name}"
-
-
-def _check_weights(model: ir.Model) -> None:
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        # A scalar -inf is what masks and maxima start from, not a weight.
-        if tensor is None or tensor.dtype not in _FLOATS or tensor.size < 2:
-            continue
-        if not _is_finite(tensor.numpy()):
-            raise GearError(
-                ErrorCode.NON_FINITE_WEIGHTS,
-                f"weight {value.name} has NaN or infinite elements",
-                hint="the model is damaged, or overflowed when it was converted: get it again",
-            )
-
-
-def _is_finite(array: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> bool:
-    flat = array.reshape(-1)
-    starts = range(0, flat.size, SCANNED_ELEMENTS)
-    return all(np.isfinite(flat[start : start + SCANNED_ELEMENTS]).all() for start in starts)

@@ -6,9 +6,9 @@ import errno
 import json as jsonlib
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from pydantic import BaseModel
@@ -16,6 +16,11 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gear_trt.export.report import SiteReport
 
 stdout = Console()
 """Results."""
@@ -27,6 +32,9 @@ Progress = Callable[[str], None]
 
 ERROR_SCHEMA = "gear.error/1"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_UNFOLDED = 10_000
+"""Columns of a line that no person reads on a terminal: a row stays a line."""
 
 
 def run(action: Callable[[], None], *, json: bool = False, verbose: bool = False) -> None:
@@ -62,6 +70,55 @@ def emit_json(schema: str, payload: BaseModel | dict[str, object]) -> None:
     """Print the one object of ``--json``: the payload's fields after its schema."""
     fields = payload.model_dump(mode="json") if isinstance(payload, BaseModel) else payload
     typer.echo(jsonlib.dumps({"schema": schema, **fields}, ensure_ascii=False))
+
+
+def print_table(table: Table) -> None:
+    """Print a table, folded to a terminal's width and unfolded elsewhere."""
+    console = stdout if stdout.is_terminal else Console(width=_UNFOLDED)
+    console.print(table, highlight=False)
+
+
+def print_sites(sites: Sequence[SiteReport], *, each: bool) -> None:
+    """Print the attention layers of a model, and of every one whether it can be routed.
+
+    Args:
+        sites: What the export found.
+        each: A row for each layer, with its node; otherwise one for all that are alike.
+    """
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    columns = ("form", "heads", "KV heads", "head_dim", "scale", "softcap", "window")
+    verdict = Column("verdict", overflow="fold")
+    node = (Column("node", overflow="fold"),) if each else ()
+    table = Table("layer", *columns, *node, verdict, box=None)
+    for layers, site in _alike(sites, each=each):
+        where = (Text(site.node),) if each else ()
+        reason = "match" if site.reason is None else f"no match: {site.reason}"
+        table.add_row(layers, *_site_facts(site), *where, Text(reason))
+    print_table(table)
+    routed = sum(site.reason is None for site in sites)
+    stdout.print(f"{routed} of {len(sites)} attention layers can be routed", highlight=False)
+
+
+def _alike(sites: Sequence[SiteReport], *, each: bool) -> Iterator[tuple[str, SiteReport]]:
+    """Group layers that differ in nothing but their node, in the order of the first of each."""
+    from gear_trt.spec.model_config import layer_ranges
+
+    groups: dict[object, list[SiteReport]] = {}
+    for site in sites:
+        key = site.layer if each else site.model_copy(update={"layer": 0, "node": ""})
+        groups.setdefault(key, []).append(site)
+    for group in groups.values():
+        yield layer_ranges([site.layer for site in group]), group[0]
+
+
+def _site_facts(site: SiteReport) -> Sequence[str]:
+    if site.reason is not None:
+        return (site.form, *[""] * 6)
+    heads = (site.num_heads, site.num_kv_heads, site.head_dim)
+    scores = (f"{site.scale:.6g}", site.softcap or "none", site.sliding_window or "all")
+    return (site.form, *map(str, (*heads, *scores)))
 
 
 @contextmanager
@@ -141,10 +198,14 @@ def _from_os_error(error: OSError) -> GearError:
             f"cannot write {where}: {error.strerror}",
             hint="free some space or choose another folder",
         )
+    if error.errno in _NO_PERMISSION:
+        return GearError(
+            ErrorCode.NO_PERMISSION,
+            f"cannot open {where}: {error.strerror}",
+            hint="check its permissions and those of its folder, or choose another place",
+        )
     return GearError(
-        ErrorCode.MISSING_FILE,
-        f"cannot open {where}: {error.strerror}",
-        hint="check the path and its permissions",
+        ErrorCode.MISSING_FILE, f"cannot open {where}: {error.strerror}", hint="check the path"
     )
 
 

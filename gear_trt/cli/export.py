@@ -11,10 +11,10 @@ import typer
 from gear_trt.cli import _ui
 from gear_trt.errors import ExitStatus
 from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
+from gear_trt.spec.config_file import ConfigFile, choose_config
+from gear_trt.spec.model_config import LayerRule
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from gear_trt.export import ExportReport
 
 SCHEMA = "gear.export/1"
@@ -63,9 +63,31 @@ def export(
         typer.Option("--output", "-o", help="Engine folder to write.", show_default=False),
     ] = None,
     preset: Annotated[
-        str,
-        typer.Option(help=f"Named config: {', '.join(PRESETS)}.", rich_help_panel=_COMPRESSION),
-    ] = DEFAULT_PRESET,
+        str | None,
+        typer.Option(
+            help=f"Named config: {', '.join(PRESETS)}.",
+            rich_help_panel=_COMPRESSION,
+            show_default=DEFAULT_PRESET,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help='TOML file: preset, fields, tables like \\[layers."0-3"]; flags override it.',
+            rich_help_panel=_COMPRESSION,
+            show_default=False,
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYERS:FIELD=N,...",
+            help="Fields of single layers: 0:bits=8 (both sides), 0-3:value_bits=8,rank=2. Repeat "
+            "it for more.",
+            rich_help_panel=_COMPRESSION,
+            show_default=False,
+        ),
+    ] = None,
     key_bits: Annotated[int | None, _field("key_bits")] = None,
     value_bits: Annotated[int | None, _field("value_bits")] = None,
     group_size: Annotated[int | None, _field("group_size")] = None,
@@ -127,21 +149,24 @@ def export(
     }
 
     def action() -> None:
-        config = CompressionConfig.preset(
-            preset, **{name: int(value) for name, value in overrides.items() if value is not None}
+        chosen = choose_config(
+            ConfigFile() if config is None else ConfigFile.read(config),
+            preset=preset,
+            fields={name: int(value) for name, value in overrides.items() if value is not None},
+            rules=[LayerRule.parse(text) for text in layer or ()],
         )
         from gear_trt.export import export_model, inspect_model
 
         with _ui.progress() as progress:
             if dry_run or output is None:
                 report = inspect_model(
-                    model, config=config, max_context=max_context, progress=progress
+                    model, config=chosen, max_context=max_context, progress=progress
                 )
             else:
                 report = export_model(
                     model,
                     output,
-                    config=config,
+                    config=chosen,
                     max_context=max_context,
                     tokenizer=tokenizer,
                     force=force,
@@ -150,35 +175,13 @@ def export(
         if json:
             _ui.emit_json(SCHEMA, report)
         elif report.output is None:
-            _print_sites(report)
+            _ui.print_sites(report.sites, each=True)
         else:
             _print_engine(report, report.output)
         if not report.routable:
             raise typer.Exit(ExitStatus.UNSUPPORTED)
 
     _ui.run(action, json=json, verbose=verbose)
-
-
-def _print_sites(report: ExportReport) -> None:
-    _ui.stdout.print(_site_table(report), highlight=False)
-    routed = sum(site.reason is None for site in report.sites)
-    _ui.stdout.print(f"{routed} of {len(report.sites)} attention layers can be routed")
-
-
-def _site_table(report: ExportReport) -> Table:
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    why_not = Column("why not", overflow="fold")
-    table = Table("layer", "form", "heads", "KV heads", "head_dim", "window", why_not, box=None)
-    for site in report.sites:
-        if site.reason is None:
-            facts = (site.num_heads, site.num_kv_heads, site.head_dim, site.sliding_window or "all")
-            table.add_row(str(site.layer), site.form, *map(str, facts), "")
-        else:
-            reason = f"{site.reason} (node {site.node})"
-            table.add_row(str(site.layer), site.form, "", "", "", "", Text(reason))
-    return table
 
 
 def _print_engine(report: ExportReport, output: str) -> None:
@@ -198,11 +201,17 @@ def _print_engine(report: ExportReport, output: str) -> None:
         table.add_row("context", f"{report.model.max_context:,} tokens")
     table.add_row("size", f"{sum(report.file_bytes.values()) / MEGA:,.1f} MB")
     table.add_row("time", f"{sum(report.seconds.values()):.1f} s")
-    _ui.stdout.print(table, highlight=False)
+    _ui.print_table(table)
     if not report.has_tokenizer:
         _ui.stderr.print(
             "no tokenizer was found beside the model, so the engine takes token ids only; "
             "pass --tokenizer DIR to add one",
+            soft_wrap=True,
+        )
+    if report.is_bfloat16:
+        _ui.stderr.print(
+            "the model's activations are bfloat16, with which ONNX Runtime computes on GPUs only; "
+            "export it in float32 or float16 to run it on CPUs",
             soft_wrap=True,
         )
     quoted = shlex.quote(output)

@@ -11,7 +11,6 @@ from gear_trt.cli import _ui
 from gear_trt.errors import ExitStatus
 
 if TYPE_CHECKING:
-    from gear_trt.export import ExportReport
     from gear_trt.runtime.summary import EngineSummary
 
 SCHEMA = "gear.inspect/1"
@@ -30,6 +29,12 @@ def inspect(
             show_default="what the files beside it say",
         ),
     ] = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why", help="Of an .onnx file: show each layer, its node, and which check it fails."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")] = False,
 ) -> None:
@@ -37,7 +42,7 @@ def inspect(
 
     def action() -> None:
         if path.suffix == MODEL_SUFFIX:
-            _inspect_model(path, max_context=max_context, json=json)
+            _inspect_model(path, max_context=max_context, why=why, json=json)
         else:
             _inspect_engine(path, json=json)
 
@@ -54,7 +59,7 @@ def _inspect_engine(folder: Path, *, json: bool) -> None:
         _print_summary(summary)
 
 
-def _inspect_model(model: Path, *, max_context: int | None, json: bool) -> None:
+def _inspect_model(model: Path, *, max_context: int | None, why: bool, json: bool) -> None:
     from gear_trt.export import inspect_model
     from gear_trt.spec import DEFAULT_PRESET, CompressionConfig
 
@@ -68,26 +73,15 @@ def _inspect_model(model: Path, *, max_context: int | None, json: bool) -> None:
     if json:
         _ui.emit_json(SCHEMA, report)
     else:
-        _print_sites(report)
+        _ui.print_sites(report.sites, each=why)
     if not report.routable:
         raise typer.Exit(ExitStatus.UNSUPPORTED)
 
 
-def _print_sites(report: ExportReport) -> None:
-    for site in report.sites:
-        heads = f"{site.num_heads} heads, {site.num_kv_heads} KV heads, head_dim {site.head_dim}"
-        _ui.stdout.print(
-            f"layer {site.layer}: {site.form}, {site.reason or heads}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    routed = sum(site.reason is None for site in report.sites)
-    _ui.stdout.print(f"{routed} of {len(report.sites)} attention layers can be routed")
-
-
 def _print_summary(summary: EngineSummary) -> None:
     from rich.table import Table
+
+    from gear_trt.spec.model_config import layer_ranges
 
     model = summary.model
     table = Table(show_header=False, box=None)
@@ -98,7 +92,7 @@ def _print_summary(summary: EngineSummary) -> None:
     for group in summary.layer_groups:
         facts = group.facts
         table.add_row(
-            f"{len(group.layers)} layers",
+            f"layers {layer_ranges(group.layers)}",
             f"{facts.num_heads} heads, {facts.num_kv_heads} KV heads, head_dim {facts.head_dim}",
         )
         settings = facts.config.model_dump().items()
@@ -110,4 +104,4 @@ def _print_summary(summary: EngineSummary) -> None:
     table.add_row("buffers", f"{summary.buffer_bytes} bytes per sequence")
     table.add_row("page layout", summary.layout_hash)
     table.add_row("made with", ", ".join(f"{k} {v}" for k, v in summary.versions.items()))
-    _ui.stdout.print(table, highlight=False)
+    _ui.print_table(table)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import CompressionConfig, layout_hash
+from gear_trt.spec.model_config import check_shared
 
 MANIFEST_FILE = "gear.json"
 MODEL_FILE = "model.onnx"
@@ -75,6 +76,12 @@ class Manifest(BaseModel):
     model: ModelFacts
     layers: tuple[LayerFacts, ...]
 
+    @field_validator("layers")
+    @classmethod
+    def _share_positions(cls, layers: tuple[LayerFacts, ...]) -> tuple[LayerFacts, ...]:
+        check_shared(layer.config for layer in layers)
+        return layers
+
     def write(self, folder: Path) -> None:
         """Write `gear.json` into an engine folder."""
         (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2) + "\n")
@@ -85,7 +92,7 @@ class Manifest(BaseModel):
 
         Raises:
             GearError: `MISSING_FILE` where there is none, `DAMAGED_ENGINE` where it is not valid,
-                `LAYOUT_MISMATCH` where it was exported for another layout.
+                `LAYOUT_MISMATCH` where a newer gear_trt or one with another layout exported it.
         """
         path = folder / MANIFEST_FILE
         if not path.is_file():
@@ -95,7 +102,9 @@ class Manifest(BaseModel):
                 hint="make one with `gear-export MODEL -o DIR`",
             )
         try:
-            manifest = cls.model_validate(_supported(json.loads(path.read_text())))
+            raw = json.loads(path.read_text())
+            _refuse_newer(path, raw)
+            manifest = cls.model_validate(_supported(raw))
         except (ValueError, ValidationError) as error:
             reason = str(error).splitlines()
             raise GearError(
@@ -113,6 +122,16 @@ class Manifest(BaseModel):
                 f"exported it ({manifest.versions.get('gear_trt', 'unknown')})",
             )
         return manifest
+
+
+def _refuse_newer(path: Path, raw: object) -> None:
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise GearError(
+            ErrorCode.LAYOUT_MISMATCH,
+            f"{path} has schema version {version}, this gear_trt reads {SCHEMA_VERSION}",
+            hint="upgrade gear_trt, or export the model again with this version",
+        )
 
 
 def _supported(raw: object) -> object:

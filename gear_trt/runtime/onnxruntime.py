@@ -31,6 +31,7 @@ FAILURES = (
     RuntimeError,  # what a binding raises
 )
 """What ONNX Runtime raises."""
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '(.*)'")
 EXPORT_AGAIN = "export the model again with `gear-export`"
 OVERFLOW_HINT = "check the model's weights; `--preset exact` keeps the cache in FP32"
 _FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -45,7 +46,8 @@ class OnnxRuntimeBackend:
         threads: Threads that one step may use.
 
     Raises:
-        GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, or `MISSING_LIBRARY`.
+        GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, `MISSING_LIBRARY`, or
+            `UNSUPPORTED_MODEL` for a type that ONNX Runtime does not compute with on CPUs.
     """
 
     def __init__(self, folder: Path, *, vocab_size: int, threads: int) -> None:
@@ -76,6 +78,13 @@ class OnnxRuntimeBackend:
             raise self._load_failure(str(error)) from None
 
     def _load_failure(self, text: str) -> GearError:
+        if (missing := _NO_KERNEL.search(text)) is not None:
+            return GearError(
+                ErrorCode.UNSUPPORTED_MODEL,
+                f"ONNX Runtime has no CPU kernel for node {missing[2]} ({missing[1]})",
+                hint="mostly the cause is bfloat16: ONNX Runtime computes with it on GPUs only; "
+                "export the model in float32 or float16",
+            )
         own = _op_message(text)
         is_other_layout = own is not None and "page layout" in own
         return GearError(

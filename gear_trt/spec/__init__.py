@@ -2,6 +2,7 @@
 
 from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
 from gear_trt.spec.layout import PageLayout, bits_per_element, layout_hash, page_layout
+from gear_trt.spec.model_config import ModelConfig
 from gear_trt.spec.ops import DOMAIN, GEAR_ATTENTION, OpSpec
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "GEAR_ATTENTION",
     "PRESETS",
     "CompressionConfig",
+    "ModelConfig",
     "OpSpec",
     "PageLayout",
     "bits_per_element",

@@ -106,8 +106,12 @@ class CompressionConfig(BaseModel):
         return cls.checked({**PRESETS[name], **overrides})
 
     @classmethod
-    def checked(cls, fields: dict[str, Any]) -> CompressionConfig:
+    def checked(cls, fields: dict[str, Any], *, where: str | None = None) -> CompressionConfig:
         """Build a config from untrusted fields.
+
+        Args:
+            fields: By name.
+            where: Where the user wrote them, for the message.
 
         Raises:
             GearError: `BAD_CONFIG`, with one line per wrong field.
@@ -119,9 +123,10 @@ class CompressionConfig(BaseModel):
                 f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}"
                 for item in error.errors()
             ]
+            what = where or "the compression config"
             raise GearError(
                 ErrorCode.BAD_CONFIG,
-                "the compression config is not valid: " + "; ".join(lines),
+                f"{what} is not valid: " + "; ".join(lines),
                 hint="see docs/layout.md for the fields and their ranges",
             ) from None
 

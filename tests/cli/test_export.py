@@ -1,6 +1,8 @@
 """`gear-export`: flags, output, exit status."""
 
+import errno
 import json
+import os
 
 import onnx
 import pytest
@@ -88,6 +90,29 @@ def test_every_field_has_a_flag(model, tmp_path, field):
     assert config == CompressionConfig.preset("k4v4", **{field: value})
 
 
+def test_layers_and_files(model, tmp_path):
+    path = tmp_path / "gear.toml"
+    path.write_text('preset = "k3v2"\nsinks = 2\n[layers.0]\nbits = 8\n')
+    flags = ("--config", path, "--sinks", 6, "--layer", "0:value_bits=4", "--layer", "0-0:rank=1")
+    assert gear_export(model, "-o", tmp_path / "engine", *flags).exit_code == ExitStatus.OK
+    config = Manifest.read(tmp_path / "engine").layers[0].config
+    assert config == CompressionConfig.preset("k3v2", sinks=6, key_bits=8, value_bits=4, rank=1)
+
+
+def test_the_report_is_also_written_for_people(model, tmp_path):
+    gear_export(model, "-o", tmp_path / "engine", "--layer", "0:key_bits=8")
+    text = (tmp_path / "engine" / "report.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| 0 |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:2] + cells[3:9] == ["MatMul + Softmax", "4", "2", "16", "0.3", "", "all"]
+    assert "key_bits 8, value_bits 4" in cells[9]
+    assert "| model.onnx | " in text
+    report = json.loads((tmp_path / "engine" / "report.json").read_text())
+    assert report["sites"][0]["config"]["key_bits"] == 8
+    assert report["config"]["key_bits"] == 4
+    assert f"{report['cache']['bits_per_element']:.2f} bits per element" in text
+
+
 def test_dry_run_shows_the_layers_and_writes_nothing(model, tmp_path):
     before = sorted(model.parent.iterdir())
     result = gear_export(model, "--dry-run")
@@ -128,6 +153,18 @@ def test_a_failure_is_one_json_object_too(tmp_path):
         (["--key-bits", "5"], ExitStatus.FAILED, "error[E102]"),
         (["--key-bits", "16"], ExitStatus.FAILED, "rotate_keys=1 with key_bits=16"),
         (["--key-bits", "many"], ExitStatus.USAGE, "Invalid value for '--key-bits'"),
+        (
+            ["--layer", "0:key_bits=5"],
+            ExitStatus.FAILED,
+            "--layer 0:key_bits=5 is not valid",
+        ),
+        (["--layer", "1:bits=8"], ExitStatus.FAILED, "the model has layers 0 to 0"),
+        (["--config", "/nowhere.toml"], ExitStatus.FAILED, "error[E201]: /nowhere.toml does not"),
+        (
+            ["--config", "/dev/null", "--layer", "0"],
+            ExitStatus.FAILED,
+            "--layer 0: no field is set",
+        ),
         (["--tokenizer", "/nowhere"], ExitStatus.FAILED, "error[E201]: /nowhere has no tokenizer"),
     ],
 )
@@ -136,6 +173,17 @@ def test_wrong_flags_are_named(model, tmp_path, arguments, status, message):
     assert result.exit_code == status
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_missing_permissions_have_a_code_of_their_own(model, tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path / "engine"))
+
+    monkeypatch.setattr("gear_trt.export.pipeline.staged_folder", refuse)
+    result = gear_export(model, "-o", tmp_path / "engine")
+    assert result.exit_code == ExitStatus.FAILED
+    assert f"error[E205]: cannot open {tmp_path / 'engine'}: {os.strerror(number)}" in result.stderr
 
 
 def test_an_output_is_needed(model):

@@ -19,7 +19,7 @@ HELP_SECONDS = 0.6
 SLEEP_AFTER_WRITING = f"""
 import time
 from gear_trt.export.build import onnxruntime
-onnxruntime.check_file = lambda path: time.sleep(60)
+onnxruntime.verify_written = lambda *_: time.sleep(60)
 {RUN}
 """
 

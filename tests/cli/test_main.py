@@ -12,7 +12,9 @@ from gear_trt.cli.main import app
 from gear_trt.errors import ExitStatus
 from gear_trt.runtime.engine import Engine, load
 from gear_trt.runtime.manifest import MODEL_FILE
+from gear_trt.spec import CompressionConfig, page_layout
 from tests.cli.models import save_decoder
+from tests.graphs import ToyModel
 from tests.runtime.folders import MAX_CONTEXT, write_engine
 
 HEAVY = {
@@ -137,7 +139,7 @@ def test_missing_library(folder, monkeypatch):
 def test_inspect_engine(folder):
     result = gear("inspect", folder)
     assert result.exit_code == ExitStatus.OK
-    for fact in ("toy", "2 layers", "4 heads, 2 KV heads, head_dim 32", "key_bits 4", "gear_trt"):
+    for fact in ("toy", "layers 0-1", "4 heads, 2 KV heads, head_dim 32", "key_bits 4", "gear_trt"):
         assert fact in result.stdout
 
 
@@ -155,18 +157,53 @@ def test_inspect_model(tmp_path):
     model = save_decoder(tmp_path / "model.onnx")
     result = gear("inspect", model, "--max-context", 64)
     assert result.exit_code == ExitStatus.OK
-    assert "layer 0: GroupQueryAttention, 4 heads, 2 KV heads, head_dim 16" in result.stdout
-    assert "1 of 1 attention layers can be routed" in result.stdout
+    _, layer, verdict = result.stdout.splitlines()
+    assert layer.split() == [
+        "0",
+        "GroupQueryAttention",
+        "4",
+        "2",
+        "16",
+        "0.25",
+        "none",
+        "all",
+        "match",
+    ]
+    assert verdict == "1 of 1 attention layers can be routed"
     row = json.loads(gear("inspect", model, "--max-context", 64, "--json").stdout)
     assert row["schema"] == "gear.inspect/1"
     assert row["sites"][0]["head_dim"] == 16
 
 
-def test_inspect_model_that_cannot_be_routed(tmp_path):
-    result = gear("inspect", save_decoder(tmp_path / "model.onnx", smooth_softmax=1))
+@pytest.mark.parametrize("arguments", [(), ("--why",)])
+def test_inspect_model_that_cannot_be_routed(tmp_path, arguments):
+    model = save_decoder(tmp_path / "model.onnx", smooth_softmax=1)
+    result = gear("inspect", model, *arguments)
     assert result.exit_code == ExitStatus.UNSUPPORTED
-    assert "smooth_softmax=1 is not supported" in result.stdout
+    assert "no match: attribute smooth_softmax=1 is not supported" in result.stdout
     assert "0 of 1" in result.stdout
+    assert (" attention " in result.stdout.splitlines()[1]) == ("--why" in arguments)
+
+
+def test_why_shows_what_a_dry_run_shows(tmp_path):
+    from gear_trt.cli.export import app as export_app
+
+    model = save_decoder(tmp_path / "model.onnx")
+    options = [str(model), "--max-context", "64"]
+    dry_run = CliRunner().invoke(export_app, [*options, "--dry-run"])
+    assert gear("inspect", *options, "--why").stdout == dry_run.stdout
+
+
+def test_inspect_engine_with_mixed_layers(tmp_path):
+    configs = tuple(CompressionConfig.preset("k4v4", key_bits=bits) for bits in (8, 4, 4, 8))
+    folder = write_engine(tmp_path / "mixed", ToyModel(layer_configs=configs, num_layers=4))
+    shown = gear("inspect", folder).stdout
+    assert "layers 0, 3 " in shown
+    assert "layers 1-2 " in shown
+    row = json.loads(gear("inspect", folder, "--json").stdout)
+    assert [group["layers"] for group in row["layer_groups"]] == [[0, 3], [1, 2]]
+    pages = [2 * page_layout(config, 32).page_bytes / 64 for config in configs]
+    assert row["gear_bytes_per_token"] == sum(pages)
 
 
 def test_doctor():

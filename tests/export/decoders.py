@@ -102,10 +102,10 @@ def save_dynamo(network, path, *, opset):
     return path
 
 
-def save_genai(checkpoint, folder):
+def save_genai(checkpoint, folder, *, precision="fp32", provider="cpu"):
     """onnxruntime-genai's builder: GroupQueryAttention with packed QKV and its own rotation."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    arguments = (None, str(checkpoint), str(folder), "fp32", "cpu", str(folder / "cache"))
+    arguments = (None, str(checkpoint), str(folder), precision, provider, str(folder / "cache"))
     create_model(*arguments, **parse_extra_options(*arguments, []))
     return folder / "model.onnx"

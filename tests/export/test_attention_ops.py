@@ -110,7 +110,9 @@ def test_unsupported_features_are_named(model, reason):
 def test_a_longer_context_than_the_rotary_tables_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(SUPPORTED["grouped-rotary"], path)
-    with pytest.raises(GearError, match="longer than the model's rotary tables: 64") as caught:
+    with pytest.raises(
+        GearError, match="longer than the model's rotary tables or fixed caches: 64"
+    ) as caught:
         export_model(path, tmp_path / "engine", config=EXACT, max_context=65)
     assert caught.value.code is ErrorCode.BAD_CONFIG
 

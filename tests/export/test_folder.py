@@ -1,6 +1,9 @@
 """An engine folder appears whole or not at all, and replaces nothing but its like."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -54,6 +57,60 @@ def test_force_replaces_an_engine(engine):
         (stage / "model").write_text("new")
     assert names(engine) == ["model"]
     assert names(engine.parent) == ["engine"]
+
+
+@pytest.fixture
+def gone():
+    """Id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def leave(engine, process, purpose):
+    folder = engine.parent / f".{engine.name}.{process}.{purpose}"
+    folder.mkdir()
+    (folder / "model").write_text("half")
+    return folder
+
+
+def export_again(engine):
+    with staged_folder(engine, force=True) as stage:
+        (stage / "model").write_text("new")
+
+
+def test_what_a_killed_export_has_left_is_removed(engine, gone):
+    for purpose in ("partial", "old"):
+        leave(engine, gone, purpose)
+    export_again(engine)
+    assert names(engine.parent) == ["engine"]
+
+
+def test_what_is_not_left_by_a_killed_export_stays(engine, gone):
+    stays = [
+        leave(engine, os.getppid(), "partial"),
+        leave(engine, gone, "backup"),
+        leave(engine, "mine", "partial"),
+        leave(engine.with_name("engine2"), gone, "partial"),
+    ]
+    export_again(engine)
+    assert names(engine.parent) == sorted(["engine", *(folder.name for folder in stays)])
+
+
+def test_an_engine_that_a_killed_export_had_moved_away_comes_back(engine, gone):
+    engine.rename(engine.with_name(f".engine.{gone}.old"))
+    with pytest.raises(KeyboardInterrupt), staged_folder(engine, force=True):
+        raise KeyboardInterrupt
+    assert names(engine) == [MANIFEST_FILE, "old.bin"]
+    assert names(engine.parent) == ["engine"]
+
+
+def test_an_engine_that_has_come_back_is_not_replaced_without_force(engine, gone):
+    engine.rename(engine.with_name(f".engine.{gone}.old"))
+    with pytest.raises(GearError) as caught, staged_folder(engine, force=False):
+        raise AssertionError("the export must not begin")
+    assert caught.value.code is ErrorCode.OUTPUT_EXISTS
+    assert names(engine) == [MANIFEST_FILE, "old.bin"]
 
 
 def refusal(output, *, force):

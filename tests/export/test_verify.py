@@ -7,6 +7,7 @@ import pytest
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export import export_model
 from gear_trt.export.passes.verify import check_file, verify
+from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.runtime.manifest import MODEL_FILE
 from gear_trt.spec import DOMAIN
 from tests.export import text_graphs as text
@@ -79,10 +80,10 @@ def leave_a_symbolic_node(model):
     ],
 )
 def test_a_broken_structure_is_named(model, damage, fault):
-    verify(model, 1)
+    verify(model, 1, WeightGuard(model))
     damage(model)
     with pytest.raises(GearError) as caught:
-        verify(model, 1)
+        verify(model, 1, WeightGuard(model))
     assert caught.value.code is ErrorCode.VERIFICATION_FAILED
     assert fault in f"{caught.value.message}\n{caught.value.detail}"
 

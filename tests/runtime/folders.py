@@ -44,7 +44,7 @@ def manifest_of(toy):
             eos_token_ids=(END,),
             pad_token_id=0,
         ),
-        layers=(toy.facts,) * toy.num_layers,
+        layers=tuple(map(toy.facts_of, range(toy.num_layers))),
     )
 
 

@@ -6,6 +6,9 @@ exporters may place the scale, the mask and repeat_kv where they like.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,15 +18,18 @@ from gear_trt.export.passes.forms.trial import (
     SATURATING,
     Operands,
     Trial,
+    capacity_of,
     guarded,
     longest_lengths,
     repeated_heads,
     sliding_window_of,
     visible,
 )
+from gear_trt.export.passes.nodes import HEADS_FIRST
 from gear_trt.export.passes.probe import evaluate, feed_graph_inputs
 from gear_trt.export.passes.sites import (
     AttentionFacts,
+    HeadTensor,
     KvSite,
     MismatchError,
     SearchContext,
@@ -34,10 +40,14 @@ from gear_trt.export.passes.sites import (
 
 FORM = "MatMul + Softmax"
 
-_SCORE_OPS = frozenset(
-    {"Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Sub", "Tanh", "Where"}
-)
-_WEIGHT_OPS = frozenset({"Cast", "Dropout", "Identity", "Where"})
+_ROUNDING_OPS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+"""Passed on the way, so that attention which is quantized itself is a near miss."""
+_SCORE_OPS = _ROUNDING_OPS | {
+    "Add", "Cast", "Clip", "Div", "Identity", "Max", "Min", "Mul", "Reshape", "Sub", "Tanh", "Where"
+}  # fmt: skip
+_PRODUCTS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"})
+_WEIGHT_OPS = _ROUNDING_OPS | {"Cast", "Dropout", "Identity", "Reshape", "Slice", "Where"}
+_WEIGHT_CARRIERS = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
 
 
 def match(node: ir.Node, context: SearchContext) -> KvSite | None:
@@ -49,14 +59,15 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
     product, weighted_sum = _score_product(node), _weighted_sum(node)
     if product is None or weighted_sum is None:
         return None
+    _check_steps(node, product)
     operands = _operands(product, weighted_sum)
     heads = (
-        repeated_heads(context, present(product.inputs[1]), operands.key),
+        _num_heads(context, product, operands),
         fixed_dim(operands.key.past, 1, "the number of KV heads"),
         fixed_dim(operands.key.past, 3, "head_dim"),
     )
     check_heads(*heads)
-    window = _sliding_window(node, product, operands, heads[0], context)
+    window = _sliding_window(node, product, operands, heads, context)
     trial = Trial(context, operands, heads)
     scale, softcap = _measure_scores(trial, _scores(node), window)
     facts = AttentionFacts(*heads, scale, softcap, window)
@@ -72,6 +83,8 @@ def match(node: ir.Node, context: SearchContext) -> KvSite | None:
         output=output,
         heads_first=True,
         dtype=operands.dtype,
+        caches=operands.caches,
+        capacity=operands.key.capacity,
     )
 
 
@@ -81,17 +94,46 @@ def _scores(softmax: ir.Node) -> ir.Value:
 
 def _score_product(softmax: ir.Node) -> ir.Node | None:
     """The MatMul of queries and keys, found backwards from the softmax."""
-    waiting = [_scores(softmax)]
+    nodes = (node for node in _backwards(_scores(softmax)) if node.op_type in _PRODUCTS)
+    product = next(nodes, None)
+    if product is None or any(value is None or _is_weight(value) for value in product.inputs[:2]):
+        return None
+    return product
+
+
+def _backwards(value: ir.Value) -> Iterator[ir.Node]:
+    """Nodes that a value comes from, nearest first, up to products of matrices."""
+    waiting, seen = deque([value]), set()
     while waiting:
-        node = waiting.pop(0).producer()
-        if node is None:
+        node = waiting.popleft().producer()
+        if node is None or node in seen:
             continue
-        if node.op_type == "MatMul":
-            constant = any(value is None or value.const_value is not None for value in node.inputs)
-            return None if constant else node
-        if node.op_type in _SCORE_OPS:
-            waiting.extend(value for value in node.inputs if value is not None)
-    return None
+        seen.add(node)
+        yield node
+        if node.op_type not in _PRODUCTS:
+            waiting.extend(item for item in node.inputs if item is not None)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a value is a weight, also one that is stored in another type or order."""
+    node = value.producer()
+    while value.const_value is None and node is not None and node.op_type in _WEIGHT_CARRIERS:
+        value = present(node.inputs[0])
+        node = value.producer()
+    return value.const_value is not None
+
+
+def _check_steps(softmax: ir.Node, product: ir.Node) -> None:
+    """Refuse attention that does more to its scores than scale, cap and mask them."""
+    from_product = {product}
+    for node in reversed(list(_backwards(_scores(softmax)))):
+        if not any(value and value.producer() in from_product for value in node.inputs):
+            continue
+        from_product.add(node)
+        if node.op_type == "Concat":
+            raise MismatchError(f"node {node.name} joins others to its scores (attention sinks)")
+        if node.op_type not in _SCORE_OPS:
+            raise MismatchError(f"{node.op_type} node {node.name} changes its scores")
 
 
 def _weighted_sum(softmax: ir.Node) -> ir.Node | None:
@@ -100,7 +142,7 @@ def _weighted_sum(softmax: ir.Node) -> ir.Node | None:
     while waiting:
         value = waiting.pop(0)
         for node in value.consumers():
-            if node.op_type == "MatMul" and node.inputs[0] is value:
+            if node.op_type in _PRODUCTS and node.inputs[0] is value:
                 return node
             if node.op_type in _WEIGHT_OPS:
                 waiting.append(node.outputs[0])
@@ -108,13 +150,13 @@ def _weighted_sum(softmax: ir.Node) -> ir.Node | None:
 
 
 def _operands(product: ir.Node, weighted_sum: ir.Node) -> Operands:
-    query, all_keys = map(present, product.inputs)
+    query, all_keys = map(present, product.inputs[:2])
     all_values = present(weighted_sum.inputs[1])
-    query = _without_factor(query)
-    if query.shape is not None and len(query.shape) != 4:
-        raise MismatchError(f"query {query.name} is not [batch, heads, tokens, channels]")
+    query = _by_heads(_without_factor(query))
     return Operands(
-        query, find_append(all_keys, "key"), find_append(all_values, "value"), heads_first=True
+        HeadTensor(query, HEADS_FIRST),
+        find_append(all_keys, "key"),
+        find_append(all_values, "value"),
     )
 
 
@@ -130,27 +172,54 @@ def _without_factor(value: ir.Value) -> ir.Value:
     return value
 
 
+def _by_heads(query: ir.Value) -> ir.Value:
+    """Walk back over the Reshape of [B, N, S, D] to [B·N, S, D] that products of rank 3 need."""
+    node = query.producer()
+    if _rank(query) == 3 and node is not None and node.op_type == "Reshape":
+        query = present(node.inputs[0])
+    if _rank(query) not in (4, None):
+        raise MismatchError(f"query {query.name} is not [batch, heads, tokens, channels]")
+    return query
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
+
+
+def _num_heads(context: SearchContext, product: ir.Node, operands: Operands) -> int:
+    """N: by the shape of the query where the graph says it, else by the repeated keys."""
+    shape = operands.query.tensor.shape
+    if shape is not None and len(shape) == 4 and isinstance(shape[1], int):
+        return shape[1]
+    return repeated_heads(context, present(product.inputs[1]), operands.key)
+
+
 def _sliding_window(
     softmax: ir.Node,
     product: ir.Node,
     operands: Operands,
-    num_heads: int,
+    heads: tuple[int, int, int],
     context: SearchContext,
 ) -> int:
     """Run the mask alone: with scores of 0, the softmax reads what the mask adds."""
-    lengths = longest_lengths(context, operands.key.past)
+    lengths = longest_lengths(context, operands.key)
     feeds = feed_graph_inputs(context.graph, lengths)
-    shape = (lengths.batch, num_heads, lengths.new, lengths.total)
-    feeds[product.outputs[0]] = np.zeros(shape, operands.dtype.numpy())
+    keys = capacity_of(operands.key, lengths)
+    is_flat = _rank(product.outputs[0]) == 3
+    axes = (lengths.batch * heads[0],) if is_flat else (lengths.batch, heads[0])
+    feeds |= operands.zeros(heads, lengths)
+    feeds[product.outputs[0]] = np.zeros((*axes, lengths.new, keys), operands.dtype.numpy())
     (bias,) = evaluate(context.graph, feeds, [_scores(softmax)])
     return sliding_window_of(bias, lengths)
 
 
 def _measure_scores(trial: Trial, scores: ir.Value, sliding_window: int) -> tuple[float, float]:
     """Return scale and softcap: what turns q·k into the scores that the softmax reads."""
+    total = trial.lengths.total
     seen = np.broadcast_to(visible(trial.lengths, sliding_window), trial.products().shape)
     (saturated,) = trial.run([scores], query_factor=SATURATING)
     (gentle,) = trial.run([scores], query_factor=GENTLE)
+    saturated, gentle = (array[..., :total].reshape(seen.shape) for array in (saturated, gentle))
     cap, largest = (float(np.abs(array[seen]).max()) for array in (saturated, gentle))
     is_linear = cap > 0.5 * largest * SATURATING / GENTLE
     linear = gentle[seen] if is_linear else cap * np.arctanh(gentle[seen] / cap)

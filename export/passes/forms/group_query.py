@@ -12,6 +12,7 @@ import onnx_ir as ir
 from gear_trt.export.passes.forms.cache import append_of_op
 from gear_trt.export.passes.sites import (
     AttentionFacts,
+    HeadTensor,
     KvSite,
     MismatchError,
     Rotary,
@@ -19,6 +20,7 @@ from gear_trt.export.passes.sites import (
     check_heads,
     fixed_dim,
     float_type,
+    optional_input,
     present,
 )
 
@@ -41,7 +43,7 @@ _NEUTRAL_ATTRIBUTES = {
     "k_quant_type": ("NONE",),
     "kv_cache_bit_width": (0,),
     "qk_output": (0,),
-    "sliding_window_cache": (0,),
+    "sliding_window_cache": (0, 1),  # how much the old cache held; ours holds all tokens
     "smooth_softmax": (0, -1),
     "v_quant_type": ("NONE",),
 }
@@ -55,33 +57,36 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     """
     del context
     _check_features(node)
-    for past_input, present_output in zip(_PAST_INPUTS, _PRESENT_OUTPUTS, strict=True):
+    appends = [
         append_of_op(node, past_input, present_output)
+        for past_input, present_output in zip(_PAST_INPUTS, _PRESENT_OUTPUTS, strict=True)
+    ]
     query, (key, value) = present(node.inputs[0]), node.inputs[1:3]
     return KvSite(
         form=FORM,
         node=node,
         facts=_facts(node, query, is_packed=key is None),
-        query=query,
-        key=key,
-        value=value,
+        query=HeadTensor(query),
+        key=None if key is None else HeadTensor(key),
+        value=None if value is None else HeadTensor(value),
         output=node.outputs[0],
         heads_first=False,
         dtype=float_type(query),
+        caches=tuple(append.past for append in appends),
         rotary=_rotary(node),
     )
 
 
 def _check_features(node: ir.Node) -> None:
     for index, name in _OTHER_INPUTS.items():
-        if _optional_input(node, index) is not None:
+        if optional_input(node, index) is not None:
             raise MismatchError(f"input {name} is not supported")
     for name, neutral in _NEUTRAL_ATTRIBUTES.items():
         attribute = node.attributes.get(name)
         value = attribute.value if attribute is not None else neutral[0]
         if value not in neutral:
             raise MismatchError(f"attribute {name}={value} is not supported")
-    position_ids = _optional_input(node, _POSITION_IDS)
+    position_ids = optional_input(node, _POSITION_IDS)
     if position_ids is not None and not position_ids.is_graph_input():
         raise MismatchError("position_ids is not a graph input")
 
@@ -105,11 +110,7 @@ def _facts(node: ir.Node, query: ir.Value, *, is_packed: bool) -> AttentionFacts
 def _rotary(node: ir.Node) -> Rotary | None:
     if not node.attributes.get_int("do_rotary", 0):
         return None
-    cos_cache, sin_cache = _optional_input(node, _COS), _optional_input(node, _SIN)
+    cos_cache, sin_cache = optional_input(node, _COS), optional_input(node, _SIN)
     if cos_cache is None or sin_cache is None:
         raise MismatchError("do_rotary=1 without cos_cache and sin_cache")
     return Rotary(cos_cache, sin_cache, node.attributes.get_int("rotary_interleaved", 0))
-
-
-def _optional_input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from gear_trt.export.passes.sites import (
     AttentionFacts,
+    HeadTensor,
     KvSite,
     SearchContext,
     check_heads,
@@ -38,9 +39,9 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
         form=FORM,
         node=node,
         facts=facts,
-        query=query_BSM,
-        key=key_BSM,
-        value=value_BSM,
+        query=HeadTensor(query_BSM),
+        key=HeadTensor(key_BSM),
+        value=HeadTensor(value_BSM),
         output=node.outputs[0],
         heads_first=False,
         dtype=float_type(query_BSM),

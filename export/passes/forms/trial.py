@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,10 @@ from gear_trt.export.passes.probe import (
 )
 from gear_trt.export.passes.sites import (
     AttentionFacts,
+    HeadTensor,
     MismatchError,
     SearchContext,
+    fixed_dim,
     float_type,
     present,
 )
@@ -32,7 +34,7 @@ SATURATING = 1e3
 """Factor on the queries that drives a soft-capped score to its cap."""
 GENTLE = 1 / 16
 """Factor on the queries that keeps a soft cap from bending the scores much."""
-TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2}
+TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,52 @@ class Operands:
     """Where the piece begins: queries and the appended keys and values of the new tokens.
 
     Attributes:
-        query: [B, N, S, D], or [B, S, N·D] where not `heads_first`.
+        query: Of the new tokens; the output has the same layout.
         key: Appended to its past.
         value: Appended to its past.
-        heads_first: Layout of the three.
     """
 
-    query: ir.Value
+    query: HeadTensor
     key: Append
     value: Append
-    heads_first: bool
+
+    @property
+    def heads_first(self) -> bool:
+        """Whether the output is [B, N, S, D], not [B, S, N·D]."""
+        return self.query.perm is not None
+
+    def zeros(self, heads: tuple[int, int, int], lengths: Lengths) -> dict[ir.Value, Array]:
+        """Return what feeds the new tokens where only their shapes matter.
+
+        Exporters read sizes off new tokens, and behind those lie all the layers before.
+
+        Args:
+            heads: N, H and D.
+            lengths: B and S.
+        """
+        num_heads, num_kv_heads, head_dim = heads
+        tensors = ((self.query, num_heads), (self.key.new, num_kv_heads))
+        return {
+            tensor.tensor: tensor.laid_out(
+                np.zeros((lengths.batch, count, lengths.new, head_dim), self.dtype.numpy())
+            )
+            for tensor, count in (*tensors, (self.value.new, num_kv_heads))
+            if tensor is not None
+        }
+
+    @property
+    def caches(self) -> tuple[ir.Value, ir.Value]:
+        """Past keys and values."""
+        return self.key.past, self.value.past
 
     @property
     def dtype(self) -> ir.DataType:
         """Type of the past, and so of the rest: inputs have a type, inner tensors may lack it."""
         return float_type(self.key.past)
+
+
+ShownByOp = Callable[[Lengths], Array]
+"""Which tokens [S, T] (bool) an op shows to each new token, without a mask."""
 
 
 class Trial:
@@ -70,6 +103,7 @@ class Trial:
         self, context: SearchContext, operands: Operands, heads: tuple[int, int, int]
     ) -> None:
         num_heads, num_kv_heads, head_dim = heads
+        _check_value_dim(operands.value.past, head_dim)
         self._graph = context.graph
         self._operands = operands
         self.lengths = small_lengths(operands.key.past)
@@ -90,15 +124,16 @@ class Trial:
             MismatchError: They depend on more than operands and graph inputs.
         """
         feeds = feed_graph_inputs(self._graph, self.lengths)
-        feeds[self._operands.query] = self._laid_out(self.query_BNSD * query_factor)
+        query, dtype = self._operands.query, self._operands.dtype.numpy()
+        feeds[query.tensor] = query.laid_out(self.query_BNSD * query_factor).astype(dtype)
         for append, array_BHTD in (
             (self._operands.key, self.key_BHTD),
             (self._operands.value, self.value_BHTD),
         ):
-            past_BHPD = array_BHTD[:, :, : self.lengths.past]
-            feeds[append.past] = past_BHPD.astype(self._operands.dtype.numpy())
+            feeds[append.past] = self._past(append, array_BHTD)
             new_BHSD = array_BHTD[:, :, self.lengths.past :]
-            feeds[present(append.new)] = self._laid_out(new_BHSD)
+            new = present(append.new)
+            feeds[new.tensor] = new.laid_out(new_BHSD).astype(dtype)
         return [result.astype(np.float64) for result in evaluate(self._graph, feeds, outputs)]
 
     def check(self, output: ir.Value, facts: AttentionFacts) -> None:
@@ -139,11 +174,21 @@ class Trial:
         output_BNSD: Array = weights_BNST @ np.repeat(self.value_BHTD, group, 1)
         return output_BNSD
 
-    def _laid_out(self, array_BNSD: Array) -> Array:
-        if not self._operands.heads_first:
-            batch, _, new, _ = array_BNSD.shape
-            array_BNSD = array_BNSD.swapaxes(1, 2).reshape(batch, new, -1)
-        return array_BNSD.astype(self._operands.dtype.numpy())
+    def _past(self, append: Append, array_BHTD: Array) -> Array:
+        """Past tokens, and noise in the rows of a cache of full length that hold none yet."""
+        past_BHPD = array_BHTD[:, :, : self.lengths.past]
+        if append.is_fixed:
+            batch, heads, past, head_dim = past_BHPD.shape
+            rows = capacity_of(append, self.lengths) - past
+            noise = np.random.default_rng(1).standard_normal((batch, heads, rows, head_dim))
+            past_BHPD = np.concatenate((past_BHPD, noise), axis=2)
+        return past_BHPD.astype(self._operands.dtype.numpy())
+
+
+def _check_value_dim(past_value: ir.Value, head_dim: int) -> None:
+    channels = fixed_dim(past_value, 3, "head_dim of the values")
+    if channels != head_dim:
+        raise MismatchError(f"its keys have {head_dim} channels and its values {channels}")
 
 
 def guarded(output: ir.Value) -> ir.Value:
@@ -171,8 +216,9 @@ def repeated_heads(context: SearchContext, operand: ir.Value, append: Append) ->
     feeds = feed_graph_inputs(context.graph, lengths)
     past_BHPD = feeds[append.past]
     batch, num_kv_heads, _, head_dim = past_BHPD.shape
-    new_shape = (batch, num_kv_heads, lengths.new, head_dim)
-    feeds[present(append.new)] = np.zeros(new_shape, past_BHPD.dtype)
+    new_BHSD = np.zeros((batch, num_kv_heads, lengths.new, head_dim), past_BHPD.dtype)
+    new = present(append.new)
+    feeds[new.tensor] = new.laid_out(new_BHSD)
     (repeated,) = evaluate(context.graph, feeds, [operand])
     if repeated.ndim != len(past_BHPD.shape):
         raise MismatchError(f"the attention product reads tensors of rank {repeated.ndim}, not 4")
@@ -188,22 +234,72 @@ def visible(lengths: Lengths, sliding_window: int) -> Array:
     return seen_ST
 
 
+def causal(lengths: Lengths) -> Array:
+    """Return what a causal op shows: [S, T] bool."""
+    return visible(lengths, 0)
+
+
+def all_visible(lengths: Lengths) -> Array:
+    """Return what an op shows that hides nothing: [S, T] bool."""
+    return np.ones((lengths.new, lengths.total), bool)
+
+
 def small_lengths(past: ir.Value) -> Lengths:
     """Return sizes that tell every axis from every other."""
     return Lengths(batch_size(past, 2), new=3, past=5)
 
 
-def longest_lengths(context: SearchContext, past: ir.Value) -> Lengths:
+def longest_lengths(context: SearchContext, append: Append) -> Lengths:
     """Return two new tokens after as many past ones as the model can have."""
-    total = min(context.max_context, LONGEST_TRIAL)
-    return Lengths(batch_size(past, 1), new=2, past=max(total - 2, 1))
+    total = min(context.max_context, append.capacity or LONGEST_TRIAL, LONGEST_TRIAL)
+    return Lengths(batch_size(append.past, 1), new=2, past=max(total - 2, 1))
+
+
+def capacity_of(append: Append, lengths: Lengths) -> int:
+    """Return how many tokens a cache of full length holds in a trial run."""
+    return append.capacity or lengths.total
+
+
+def masked_window(
+    context: SearchContext,
+    operands: Operands,
+    heads: tuple[int, int, int],
+    mask: ir.Value | None,
+    shown_ST: ShownByOp,
+) -> int:
+    """Return the sliding window that an attention op and its mask have together.
+
+    Args:
+        context: The graph.
+        operands: Of the layer.
+        heads: N, H and D.
+        mask: Bool (True: seen) or float (added to the scores) [..., S, T]; None for none.
+        shown_ST: What the op shows without a mask.
+
+    Raises:
+        MismatchError: Together they are not causal.
+    """
+    lengths = longest_lengths(context, operands.key)
+    seen_ST = shown_ST(lengths)
+    if mask is None:
+        return sliding_window_of(seen_ST, lengths)
+    feeds = feed_graph_inputs(context.graph, lengths) | operands.zeros(heads, lengths)
+    (bias,) = evaluate(context.graph, feeds, [mask])
+    if bias.dtype == bool:
+        bias = np.where(bias, 0.0, -np.inf)
+    free_rows = bias.shape[-1] - lengths.total
+    if free_rows < 0:
+        raise MismatchError(f"its mask has shape {bias.shape}, too short for {lengths.total} keys")
+    seen_ST = np.pad(seen_ST, ((0, 0), (0, free_rows)), constant_values=True)
+    return sliding_window_of(np.where(seen_ST, bias, -np.inf), lengths)
 
 
 def sliding_window_of(bias: Array, lengths: Lengths) -> int:
     """Return the sliding window of a mask, 0 where new tokens see all earlier ones.
 
     Args:
-        bias: [..., S, T] bool (True: seen) or the float that is added to the scores.
+        bias: [..., S, T] bool (True: seen) or the float that is added to the scores; the last
+            axis is longer where the cache has room for more.
         lengths: S and P.
 
     Raises:
@@ -215,6 +311,9 @@ def sliding_window_of(bias: Array, lengths: Lengths) -> int:
     seen_ST = seen.reshape(-1, *seen.shape[-2:])[0]
     if not (seen == seen_ST).all():
         raise MismatchError("its mask is not the same for all heads and sequences")
+    if seen_ST[:, lengths.total :].any():
+        raise MismatchError("its mask shows rows of the cache that hold no token yet")
+    seen_ST = seen_ST[:, : lengths.total]
     last = int(seen_ST[-1].sum())
     window = last if last < lengths.total else 0
     if seen_ST.shape != (lengths.new, lengths.total) or not np.array_equal(
