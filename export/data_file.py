@@ -2,7 +2,7 @@
 
 A file that is mapped counts as memory of the process, and one of 16 GB is too much of it. Hard
 links would save the copy, but onnx refuses to read a file with more than one name, the user's own
-included (docs/adr/0008).
+included (docs/adr/0009).
 """
 
 from __future__ import annotations
