@@ -16,10 +16,15 @@ inline constexpr int kMaxTile = kMaxChunk * kMaxHeadDim;
 // Scales of one side of a page: groups of at least 32 elements.
 inline constexpr int kMaxScales = kMaxTile / 32;
 inline constexpr int kMaxGroups = kMaxVectorLength / 32;
+// Pages that a product with few rows takes together: what one waits for, the other one computes.
+inline constexpr int kPageBatch = 2;
 // Up to this many query rows are multiplied with packed pages; more share a decoded page.
 inline constexpr int kFewRows = 16;
 // Query rows that share one decoded page.
 inline constexpr int kRowBlock = 64;
+
+// Scores of a row in memory: of a batch of pages.
+inline constexpr int kScoreStride = kPageBatch * kMaxChunk;
 
 // A config and what derives from it, worked out once per call.
 struct PageShape {
@@ -39,14 +44,14 @@ struct alignas(64) AttendScratch {
   float query[kRowBlock * kMaxHeadDim];
   float rotated_query[kRowBlock * kMaxHeadDim];
   float acc[kRowBlock * kMaxHeadDim];
-  float scores[kRowBlock * kMaxChunk];
+  float scores[kRowBlock * kScoreStride];
   float keys[kMaxTile];    // [head_dim, tokens]
   float values[kMaxTile];  // [tokens, head_dim]
   float rows[kMaxTile];    // [tokens, head_dim]
-  float scales[kMaxScales];
-  float mins[kMaxScales];
-  float folded[8 * kMaxScales];  // scales times the weights of a block of rows
-  uint8_t folded_bytes[8 * kMaxGroups * kMaxVectorLength];
+  float scales[kPageBatch * kMaxScales];
+  float mins[kPageBatch * kMaxScales];
+  float folded[kPageBatch * 8 * kMaxScales];  // scales times the weights of a block of rows
+  uint8_t folded_bytes[kPageBatch * 8 * kMaxGroups * kMaxVectorLength];
 };
 
 // Memory of one thread that compresses. V vectors of L elements: keys are transposed.

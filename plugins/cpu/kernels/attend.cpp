@@ -73,19 +73,29 @@ class Attention {
     const Side key_side = make_side(*sequence_.shape, true);
     const Side value_side = make_side(*sequence_.shape, false);
     const float* query = page_queries();
-    const int first = first_seen(0);
-    for (int i = share_.first_page; i < share_.end_page; ++i) {
-      if (is_before(config_, i, first)) continue;
-      const int start = page_start(config_, i);
-      const int32_t* page = page_at(i);
-      for (int t = 0; t < config_.chunk; ++t) positions_[t] = start + t;
-      const int32_t* next = i + 1 < share_.end_page ? page_at(i + 1) : page;
-      prefetch(next);
-      key_product(key_side, page, next, query);
-      weigh(config_.chunk, config_.chunk);
-      value_product(value_side, page, next);
+    const int most = is_direct(key_side) && is_direct(value_side) ? kPageBatch : 1;
+    int i = share_.first_page;
+    while (i < share_.end_page && is_before(config_, i, first_seen(0))) ++i;
+    for (; i < share_.end_page; i += most) {
+      const PageBatch batch = batch_at(i, most);
+      const int tokens = batch.count * config_.chunk;
+      for (int t = 0; t < tokens; ++t) positions_[t] = page_start(config_, i) + t;
+      for (int page = 0; page < batch.count; ++page) prefetch(batch.next[page]);
+      key_product(key_side, batch, query);
+      weigh(tokens, tokens);
+      value_product(value_side, batch);
     }
     if (config_.rotate_values) rotate_rows(state_.acc, share_.num_rows, config_.head_dim);
+  }
+
+  // Up to `most` pages of the share, and those that come after them.
+  PageBatch batch_at(int first, int most) const {
+    PageBatch batch{};
+    for (int i = first; i < share_.end_page && batch.count < most; ++i, ++batch.count) {
+      batch.pages[batch.count] = page_at(i);
+      batch.next[batch.count] = page_at(i + most < share_.end_page ? i + most : i);
+    }
+    return batch;
   }
 
   // Sinks, the buffer's other rows and the new tokens, in the order of their positions. Exact
@@ -139,24 +149,25 @@ class Attention {
   }
 
   // scores = query · K.
-  void key_product(const Side& side, const int32_t* page, const int32_t* next, const float* query) {
+  void key_product(const Side& side, const PageBatch& batch, const float* query) {
     clear_scores();
     if (is_direct(side)) {
-      multiply_side(side, page, next, {query, config_.head_dim}, {scratch_.scores, config_.chunk},
-                    share_.num_rows, product_scratch());
+      multiply_side(side, batch, {{query, config_.head_dim}, 0},
+                    {{scratch_.scores, kScoreStride}, config_.chunk}, share_.num_rows,
+                    product_scratch());
     } else {
-      decode_side(side, page, scratch_, scratch_.keys);
+      decode_side(side, batch.pages[0], scratch_, scratch_.keys);
       multiply_keys(query, config_.chunk);
     }
   }
 
   // acc += weights · V.
-  void value_product(const Side& side, const int32_t* page, const int32_t* next) {
+  void value_product(const Side& side, const PageBatch& batch) {
     if (is_direct(side)) {
-      multiply_side(side, page, next, {scratch_.scores, config_.chunk},
-                    {state_.acc, config_.head_dim}, share_.num_rows, product_scratch());
+      multiply_side(side, batch, {{scratch_.scores, kScoreStride}, config_.chunk},
+                    {{state_.acc, config_.head_dim}, 0}, share_.num_rows, product_scratch());
     } else {
-      decode_side(side, page, scratch_, scratch_.values);
+      decode_side(side, batch.pages[0], scratch_, scratch_.values);
       multiply_values(config_.chunk);
     }
   }
@@ -178,16 +189,18 @@ class Attention {
   }
 
   void clear_scores() {
-    memset(scratch_.scores, 0, sizeof(float) * share_.num_rows * config_.chunk);
+    for (int row = 0; row < share_.num_rows; ++row) {
+      memset(scratch_.scores + row * kScoreStride, 0, sizeof(float) * kPageBatch * config_.chunk);
+    }
   }
 
   void multiply_keys(const float* query, int width) {
     multiply({query, config_.head_dim}, {scratch_.keys, config_.chunk},
-             {scratch_.scores, config_.chunk}, share_.num_rows, config_.head_dim, width);
+             {scratch_.scores, kScoreStride}, share_.num_rows, config_.head_dim, width);
   }
 
   void multiply_values(int count) {
-    multiply({scratch_.scores, config_.chunk}, {scratch_.values, config_.head_dim},
+    multiply({scratch_.scores, kScoreStride}, {scratch_.values, config_.head_dim},
              {state_.acc, config_.head_dim}, share_.num_rows, count, config_.head_dim);
   }
 
@@ -196,11 +209,11 @@ class Attention {
     const bool all_visible = count == width && positions_[count - 1] <= position(0) &&
                              positions_[0] >= first_seen(share_.num_rows - 1);
     for (int row = 0; row < share_.num_rows; ++row) {
-      float* scores = scratch_.scores + row * config_.chunk;
+      float* scores = scratch_.scores + row * kScoreStride;
       if (sequence_.softcap > 0.0f) cap(scores, width);
       if (!all_visible) mask(scores, row, width);
     }
-    add_scores(state_, share_.num_rows, scratch_.scores, config_.chunk, width);
+    add_scores(state_, share_.num_rows, scratch_.scores, kScoreStride, width);
   }
 
   void cap(float* scores, int width) const {
@@ -225,7 +238,7 @@ class Attention {
   AttendScratch& scratch_;
   const PageConfig& config_;
   SoftmaxState state_;
-  int32_t positions_[kMaxChunk];
+  int32_t positions_[kPageBatch * kMaxChunk];
 };
 
 }  // namespace

@@ -38,20 +38,20 @@ inline constexpr float kMiddleCode = ((1 << kBits) - 1) / 2.0f;
 // 8 bits none does.
 inline constexpr float kLargestPeak = 6.0f;
 
-// One term of the folded weights: bytes [groups, kRows, stride] times steps.
+// One term of a batch's folded weights: bytes [pages, groups, kRows, stride] times steps.
 struct ByteTerm {
   const uint8_t* bytes;
   PerRow step;
   PerRow offset;  // what every lane of the product gets once
 };
 
-// bytes[v] = the integer nearest to folded[v] / step.
-template <Weights kWeights>
-static inline void round_row(const float* folded, int vectors, float step, uint8_t* bytes) {
-  const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
+// bytes[v] = the integer nearest to folded[v] · inverse.
+template <Weights kWeights, bool kIsWhole>
+static inline void round_row(const float* folded, int vectors, float inverse, uint8_t* bytes) {
   for (int first = 0; first < vectors; first += 4 * kWidth) {
     Ints rounded[4] = {};
-    for (int i = 0; i < 4 && first + i * kWidth < vectors; ++i) {
+    for (int i = 0; i < 4; ++i) {
+      if (!kIsWhole && first + i * kWidth >= vectors) break;
       rounded[i] = to_nearest(load_floats(folded + first + i * kWidth) * inverse);
     }
     store(bytes + first, pack_bytes<kWeights == Weights::kSigned>(rounded));
@@ -68,19 +68,27 @@ static inline Floats sum_lanes(const uint8_t* bytes, int count) {
   return to_floats(dot_totals(sums));
 }
 
-// Rounds the folded weights, whose peaks are given, and takes the codes' middle from what the bytes
-// will meet.
-template <int kBits, int kRows, Weights kWeights>
-static inline void round_weights(const Side& side, const ProductScratch& scratch, const Fold& fold,
-                                 ByteTerm& term) {
+// Rounds `count` rows of folded weights, whose peaks are given, and takes the codes' middle from
+// what the bytes will meet.
+template <int kBits, Weights kWeights>
+static inline void round_weights(const Side& side, int count, const ProductScratch& scratch,
+                                 const Fold& fold, ByteTerm& term) {
   const int stride = byte_stride(side);
-  const int count = side.at.groups * kRows;
+  PerRow inverse;
   for (int i = 0; i < count; i += kWidth) {
-    store(term.step.at + i, load_floats(fold.peak.at + i) * (1.0f / kLargestWeight<kWeights>));
+    const Floats step = load_floats(fold.peak.at + i) * (1.0f / kLargestWeight<kWeights>);
+    store(term.step.at + i, step);
+    store(inverse.at + i, step > 0.0f ? 1.0f / step : Floats{});
   }
+  const bool is_whole = side.vectors % kByteStride == 0;
   for (int i = 0; i < count; ++i) {
-    round_row<kWeights>(scratch.folded + i * side.vectors, side.vectors, term.step.at[i],
-                        scratch.bytes + i * stride);
+    const float* folded = scratch.folded + i * side.vectors;
+    uint8_t* bytes = scratch.bytes + i * stride;
+    if (is_whole) {
+      round_row<kWeights, true>(folded, side.vectors, inverse.at[i], bytes);
+    } else {
+      round_row<kWeights, false>(folded, side.vectors, inverse.at[i], bytes);
+    }
   }
   PerRow sum;
   reduce_each(count, sum.at, add,
@@ -115,11 +123,11 @@ static inline bool is_coarse(const uint8_t* bytes, int rows, int vectors, int st
 }
 
 // What a term left over becomes what the next one rounds.
-template <int kRows, Weights kWeights>
-static inline void keep_rest(const Side& side, const ProductScratch& scratch, const ByteTerm& term,
-                             Fold& fold) {
+template <Weights kWeights>
+static inline void keep_rest(const Side& side, int count, const ProductScratch& scratch,
+                             const ByteTerm& term, Fold& fold) {
   const int stride = byte_stride(side);
-  for (int i = 0; i < side.at.groups * kRows; ++i) {
+  for (int i = 0; i < count; ++i) {
     float* folded = scratch.folded + i * side.vectors;
     const uint8_t* bytes = scratch.bytes + i * stride;
     const float step = term.step.at[i];
@@ -147,7 +155,7 @@ inline constexpr int kSpan = kWidth == 16 && kRows <= 4 ? 4 : 2;
 // Lanes block · 16 + part .. + kWidth − 1 of kBlocks blocks: out += offset + step · Σ byte · code.
 template <int kBits, int kRows, Weights kWeights, int kBlocks>
 static inline void multiply_span(const Side& side, const CodePlanes& planes, int block, int part,
-                                 const ByteTerm& term, Matrix out) {
+                                 const ByteTerm& term, int page, Matrix out) {
   // A span of four blocks may have two groups, one of two blocks never has.
   constexpr int kGroups = kBlocks == 4 ? 2 : 1;
   const int blocks = side.lanes / kLineWords;
@@ -155,7 +163,7 @@ static inline void multiply_span(const Side& side, const CodePlanes& planes, int
   const int stride = byte_stride(side);
   int first_row[kGroups];
   for (int i = 0; i < kGroups; ++i) {
-    first_row[i] = (block + i * kBlocks / kGroups) / group_blocks * kRows;
+    first_row[i] = (page * side.at.groups + (block + i * kBlocks / kGroups) / group_blocks) * kRows;
   }
 
   constexpr int kRun = kDotRun<kBits, kWeights>;
@@ -188,58 +196,63 @@ static inline void multiply_span(const Side& side, const CodePlanes& planes, int
 
 template <int kBits, int kRows, Weights kWeights, int kBlocks>
 static inline void multiply_spans(const Side& side, const CodePlanes& planes, const ByteTerm& term,
-                                  Matrix out) {
+                                  int page, Matrix out) {
   for (int block = 0; block < side.lanes / kLineWords; block += kBlocks) {
     for (int part = 0; part < kLineWords; part += kWidth) {
-      multiply_span<kBits, kRows, kWeights, kBlocks>(side, planes, block, part, term, out);
+      multiply_span<kBits, kRows, kWeights, kBlocks>(side, planes, block, part, term, page, out);
     }
   }
 }
 
 template <int kBits, int kRows, Weights kWeights>
-static inline void multiply_term(const Side& side, const CodePlanes& planes, const ByteTerm& term,
-                                 Matrix out) {
+static inline void multiply_term(const Side& side, const PageBatch& batch, const ByteTerm& term,
+                                 const BatchOut& out) {
   const int blocks = side.lanes / kLineWords;
-  if (kSpan<kRows> == 4 && blocks % 4 == 0) {
-    multiply_spans<kBits, kRows, kWeights, kSpan<kRows>>(side, planes, term, out);
-  } else if (blocks % 2 == 0) {
-    multiply_spans<kBits, kRows, kWeights, 2>(side, planes, term, out);
-  } else {
-    multiply_spans<kBits, kRows, kWeights, 1>(side, planes, term, out);
+  for (int page = 0; page < batch.count; ++page) {
+    const CodePlanes planes = code_planes(side, batch.pages[page], batch.next[page]);
+    const Matrix target = out.of(page);
+    if (kSpan<kRows> == 4 && blocks % 4 == 0) {
+      multiply_spans<kBits, kRows, kWeights, kSpan<kRows>>(side, planes, term, page, target);
+    } else if (blocks % 2 == 0) {
+      multiply_spans<kBits, kRows, kWeights, 2>(side, planes, term, page, target);
+    } else {
+      multiply_spans<kBits, kRows, kWeights, 1>(side, planes, term, page, target);
+    }
   }
 }
 
-template <int kBits, int kRows>
-static inline bool needs_two_terms(const Side& side, const ByteTerm& term) {
+template <int kBits>
+static inline bool needs_two_terms(const Side& side, int count, const ByteTerm& term) {
   if (kBits != 4) return kBits > 4;
   return side.is_key && side.vectors > kLargestPeak * kLargestPeak &&
-         is_coarse(term.bytes, side.at.groups * kRows, side.vectors, byte_stride(side));
+         is_coarse(term.bytes, count, side.vectors, byte_stride(side));
 }
 
 template <int kBits, int kRows, Weights kWeights>
-static inline void multiply_folded(const Side& side, const CodePlanes& planes, Matrix out,
+static inline void multiply_folded(const Side& side, const PageBatch& batch, const BatchOut& out,
                                    const ProductScratch& scratch, Fold& fold) {
+  const int count = batch.count * side.at.groups * kRows;
   ByteTerm term;
-  round_weights<kBits, kRows, kWeights>(side, scratch, fold, term);
-  multiply_term<kBits, kRows, kWeights>(side, planes, term, out);
-  if (!needs_two_terms<kBits, kRows>(side, term)) return;
-  keep_rest<kRows, kWeights>(side, scratch, term, fold);
-  round_weights<kBits, kRows, Weights::kSigned>(side, scratch, fold, term);
-  multiply_term<kBits, kRows, Weights::kSigned>(side, planes, term, out);
+  round_weights<kBits, kWeights>(side, count, scratch, fold, term);
+  multiply_term<kBits, kRows, kWeights>(side, batch, term, out);
+  if (!needs_two_terms<kBits>(side, count, term)) return;
+  keep_rest<kWeights>(side, count, scratch, term, fold);
+  round_weights<kBits, Weights::kSigned>(side, count, scratch, fold, term);
+  multiply_term<kBits, kRows, Weights::kSigned>(side, batch, term, out);
 }
 
-// out[r][l] += Σ_v w[r][v] · (code[v][l] · scale[g][v] + min[g][v]).
+// out[r][l] += Σ_v w[r][v] · (code[v][l] · scale[g][v] + min[g][v]), for every page of a batch.
 template <int kBits, int kRows>
-static inline void multiply_codes_as_bytes(const Side& side, const CodePlanes& planes,
-                                           ConstMatrix weights, Matrix out,
+static inline void multiply_codes_as_bytes(const Side& side, const PageBatch& batch,
+                                           const BatchWeights& weights, const BatchOut& out,
                                            const ProductScratch& scratch) {
   Fold fold{};
-  fold_metadata<kRows>(side, weights, scratch, kMiddleCode<kBits>, fold);
+  fold_metadata<kRows>(side, batch.count, weights, scratch, kMiddleCode<kBits>, fold);
   // Eight-bit codes are unsigned themselves, so their weights have to be signed.
   if (side.is_key || kBits == 8) {
-    multiply_folded<kBits, kRows, Weights::kSigned>(side, planes, out, scratch, fold);
+    multiply_folded<kBits, kRows, Weights::kSigned>(side, batch, out, scratch, fold);
   } else {
-    multiply_folded<kBits, kRows, Weights::kUnsigned>(side, planes, out, scratch, fold);
+    multiply_folded<kBits, kRows, Weights::kUnsigned>(side, batch, out, scratch, fold);
   }
 }
 

@@ -40,28 +40,40 @@ static inline void multiply_units(const CodePlanes& planes, int first_unit, int 
   }
 }
 
-// out[r][l] += offset[g][r] + Σ_v folded[g][r][v] · code[v][l].
+// out[r][l] += offset[g][r] + Σ_v folded[g][r][v] · code[v][l], for one page of a batch.
 template <int kBits, int kRows>
-static inline void multiply_codes_as_floats(const Side& side, const CodePlanes& planes,
-                                            ConstMatrix weights, Matrix out,
-                                            const ProductScratch& scratch) {
-  Fold fold{};
-  fold_metadata<kRows>(side, weights, scratch, 0.0f, fold);
+static inline void multiply_page_as_floats(const Side& side, const CodePlanes& planes,
+                                           const float* all_folded, const float* offsets,
+                                           Matrix out) {
   const int lanes = side.lanes;
   const int vectors = side.vectors;
   for (int l = 0; l < lanes; l += kProductRegisters * kWidth) {
     const int group = l / side.config.group_size;
     ProductSums<kRows> sums = {};
     multiply_units<kBits, kRows>(planes, l / kLineWords, lanes / kLineWords, l % kLineWords,
-                                 scratch.folded + group * kRows * vectors, vectors, sums);
+                                 all_folded + group * kRows * vectors, vectors, sums);
     for (int row = 0; row < kRows; ++row) {
       float* target = out.at + row * out.stride + l;
       for (int i = 0; i < kProductRegisters; ++i, target += kWidth) {
-        Floats sum = load_floats(target) + fold.offset.at[group * kRows + row];
+        Floats sum = load_floats(target) + offsets[group * kRows + row];
         for (const Floats chain : sums[row][i]) sum += chain;
         store(target, sum);
       }
     }
+  }
+}
+
+template <int kBits, int kRows>
+static inline void multiply_codes_as_floats(const Side& side, const PageBatch& batch,
+                                            const BatchWeights& weights, const BatchOut& out,
+                                            const ProductScratch& scratch) {
+  Fold fold{};
+  fold_metadata<kRows>(side, batch.count, weights, scratch, 0.0f, fold);
+  for (int page = 0; page < batch.count; ++page) {
+    const int first = page * side.at.groups * kRows;
+    const CodePlanes planes = code_planes(side, batch.pages[page], batch.next[page]);
+    multiply_page_as_floats<kBits, kRows>(side, planes, scratch.folded + first * side.vectors,
+                                          fold.offset.at + first, out.of(page));
   }
 }
 

@@ -12,26 +12,32 @@
 
 namespace gear::cpu::GEAR_ISA {
 
-// out [rows, L] += weights [rows, V] · x [V, L]; `next` is the page that is needed after this one.
-static inline void multiply_side(const Side& side, const int32_t* page, const int32_t* next,
-                                 ConstMatrix weights, Matrix out, int rows,
+// out [rows, L] += weights [rows, V] · x [V, L], for every page of a batch.
+static inline void multiply_side(const Side& side, const PageBatch& batch,
+                                 const BatchWeights& weights, const BatchOut& out, int rows,
                                  const ProductScratch& scratch) {
-  const CodePlanes planes = code_planes(side, page, next);
-  decode_metadata(side, page, scratch.scales, scratch.mins);
+  decode_batch(side, batch, scratch);
   for_row_blocks<kProductRows>(rows, [&](int row, auto count) {
     constexpr int kRows = decltype(count)::value;
-    const ConstMatrix block{weights.at + row * weights.stride, weights.stride};
-    const Matrix target{out.at + row * out.stride, out.stride};
+    const BatchWeights block{weights.rows_from(row)};
+    const BatchOut target{out.rows_from(row)};
     with_bits(side.bits, [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
       if constexpr (kMultipliesBytes<kBits>) {
-        multiply_codes_as_bytes<kBits, kRows>(side, planes, block, target, scratch);
+        multiply_codes_as_bytes<kBits, kRows>(side, batch, block, target, scratch);
       } else {
-        multiply_codes_as_floats<kBits, kRows>(side, planes, block, target, scratch);
+        multiply_codes_as_floats<kBits, kRows>(side, batch, block, target, scratch);
       }
     });
-    if (side.config.rank > 0) multiply_low_rank<kRows>(side, page, block, target);
-    if (side.config.outliers > 0) multiply_outliers<kRows>(side, page, block, target);
+    for (int page = 0; page < batch.count; ++page) {
+      const int32_t* at = batch.pages[page];
+      if (side.config.rank > 0) {
+        multiply_low_rank<kRows>(side, at, block.of(page), target.of(page));
+      }
+      if (side.config.outliers > 0) {
+        multiply_outliers<kRows>(side, at, block.of(page), target.of(page));
+      }
+    }
   });
 }
 

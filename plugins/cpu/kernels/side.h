@@ -10,6 +10,13 @@
 
 namespace gear::cpu::GEAR_ISA {
 
+// Pages that a product takes together.
+struct PageBatch {
+  const int32_t* pages[kPageBatch];
+  const int32_t* next[kPageBatch];  // those that are needed after these
+  int count;
+};
+
 struct Side {
   bool is_key;
   int bits;
