@@ -319,8 +319,9 @@ def attention_call(case: AttentionCase) -> AttentionCall:
     past, new = (np.array(lengths, np.int32) for lengths in (case.past, case.new))
     seq_len = max(1, *case.new)
     page_table, spare = _page_table(rng, config, past + new)
-    cache = _noisy_cache(rng, case, case.config, page_table.size + spare, batch + 1)
-    lossless = _noisy_cache(rng, case, _lossless(config), page_table.size + spare, batch + 1)
+    cache = _empty_cache(case, config, page_table.size + spare, batch + 1)
+    lossless = _empty_cache(case, _lossless(config), page_table.size + spare, batch + 1)
+    _fill_with_noise(rng, cache)
     slots = rng.permutation(batch + 1)[:batch].astype(np.int32)
     places = {"page_table": page_table, "slots": slots}
 
@@ -381,21 +382,19 @@ def _lossless(config: CompressionConfig) -> CompressionConfig:
     return CompressionConfig.preset("exact", chunk=config.chunk, sinks=config.sinks)
 
 
-def _noisy_cache(
-    rng: np.random.Generator,
-    case: AttentionCase,
-    config: CompressionConfig,
-    num_pages: int,
-    slots: int,
+def _empty_cache(
+    case: AttentionCase, config: CompressionConfig, num_pages: int, slots: int
 ) -> reference.ReferenceCache:
-    cache = reference.ReferenceCache(
+    return reference.ReferenceCache(
         config,
         num_pages=num_pages,
         slots=slots,
         num_kv_heads=case.kv_heads,
         head_dim=case.head_dim,
     )
+
+
+def _fill_with_noise(rng: np.random.Generator, cache: reference.ReferenceCache) -> None:
     noise = rng.integers(-(2**31), 2**31, size=cache.page_pool.shape)
     cache.page_pool[:] = noise.astype(np.int32)
     cache.residual_buffer[:] = np.nan
-    return cache

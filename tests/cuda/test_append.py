@@ -11,7 +11,7 @@ from tests.plugins.checks import (
     check_that_steps_do_not_matter,
     run_guarded,
 )
-from tests.plugins.test_errors import CASE, REFUSALS
+from tests.plugins.test_errors import CASE, REFUSALS, with_idle_rows
 
 ONLY_THE_HOST_SEES = ("slot-shared", "page-shared")
 """Faults between sequences: a kernel would have to compare them all."""
@@ -58,10 +58,7 @@ def test_a_fault_is_reported_in_the_words_of_the_cpu(name, emulated, thread_orde
 
 
 def test_idle_rows_may_hold_anything(emulated):
-    call = attention_call(CASE)
-    lengths = np.array([2, 0, 0], np.int32)
-    call = type(call)(**{**call.__dict__, "new_lengths": lengths})
-    call.slots[1:], call.page_table[1:], call.past_lengths[1:] = -1, -7, 10**6
+    call = with_idle_rows(attention_call(CASE))
     output, _ = run_guarded(emulated.attention, CASE, call)
     assert output[0, :2].any()
     assert not output[1:].any()

@@ -1,14 +1,8 @@
-from collections.abc import Iterator
-
 import pytest
 
-from gear_trt import native
+from tests.portable import portable_kernels  # noqa: F401 - a fixture
 
 
 @pytest.fixture(autouse=True)
-def portable_kernels() -> Iterator[None]:
-    """The kernels that equal the reference to rounding: these tests are of the host."""
-    before = native.instruction_set()
-    native.use_instruction_set("scalar")
-    yield
-    native.use_instruction_set(before)
+def _portable(portable_kernels):  # noqa: F811 - as above
+    """Here the host is tested, not the kernels."""

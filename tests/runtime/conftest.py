@@ -2,6 +2,7 @@ import pytest
 
 from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
+from tests.portable import portable_kernels  # noqa: F401 - a fixture
 from tests.runtime.folders import write_engine
 
 

@@ -78,7 +78,7 @@ class ReferenceModel:
         return (hidden_SM @ self.weights["head"])[-1]
 
 
-def test_every_layer_computes_what_the_reference_does(folder):
+def test_every_layer_computes_what_the_reference_does(folder, portable_kernels):
     reference = ReferenceModel(TOY, capacity=150)
     with load(folder, max_tokens=150) as engine:
         for part in np.split(TEXT, [100, 147, 148, 149]):
