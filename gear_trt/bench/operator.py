@@ -189,7 +189,12 @@ def _check_memory(point: Point, entries: Sequence[_Entry]) -> None:
 
 
 def _copies(point: Point, entries: Sequence[_Entry]) -> list[int]:
-    """Copies of each candidate's cache: enough that a round reads more than the caches hold."""
+    """Copies of each candidate's cache: enough that a round reads more than the caches hold.
+
+    One for prompts, which compute for long and read little.
+    """
+    if point.new > 1:
+        return [1] * len(entries)
     share = min(2 * cache_bytes(3), MAXIMUM_ROUND_BYTES) / len(entries)
     return [
         min(max(1, round(share / entry.state_bytes(point))), MAXIMUM_COPIES) for entry in entries
