@@ -193,7 +193,7 @@ def _copies(point: Point, entries: Sequence[_Entry]) -> list[int]:
 
     One for prompts, which compute for long and read little.
     """
-    if point.new > 1:
+    if point.new_tokens > 1:
         return [1] * len(entries)
     share = min(2 * cache_bytes(3), MAXIMUM_ROUND_BYTES) / len(entries)
     return [
