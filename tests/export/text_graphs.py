@@ -114,10 +114,11 @@ def with_node(nodes, *, kv_heads=KV_HEADS):
     return with_weights(header + nodes + FOOTER)
 
 
-def with_weights(text):
+def with_weights(text, **changes):
+    """Return the model of a text with the weights it reads, some of them changed."""
     model = onnx.parser.parse_model(text)
     used = {name for node in model.graph.node for name in node.input}
-    for name, array in _weights().items():
+    for name, array in (_weights() | changes).items():
         if name in used:
             model.graph.initializer.append(numpy_helper.from_array(array, name))
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
