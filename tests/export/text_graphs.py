@@ -140,6 +140,7 @@ def _weights():
         "group_axis": [2],
         "head_sizes": [HEADS, HEAD_DIM],
         "last_axis": [-1],
+        "front_axes": [0, 1],
         "zero": 0,
         "one": 1,
         "five": 5,
@@ -164,13 +165,16 @@ def run_original(model, token_ids):
     """Return the logits of the model as ONNX Runtime computes them, with an empty past."""
     batch, tokens = token_ids.shape
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    _, kv_heads, _, head_dim = session.get_inputs()[-1].shape
-    empty = np.zeros((batch, kv_heads, 0, head_dim), np.float32)
+    _, kv_heads, rows, head_dim = session.get_inputs()[-1].shape
+    empty = np.zeros((batch, kv_heads, rows if isinstance(rows, int) else 0, head_dim), np.float32)
     feeds = {
         "input_ids": token_ids,
         "attention_mask": np.ones((batch, tokens), np.int64),
         "old_keys": empty,
         "old_values": empty,
+        "written_tokens": np.zeros(batch, np.int64),
+        "lengths": np.full(batch, tokens - 1, np.int32),
+        "kept_tokens": np.full(batch, tokens),
     }
     names = {value.name for value in session.get_inputs()}
     return session.run(["logits"], {name: feeds[name] for name in names})[0]
