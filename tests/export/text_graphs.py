@@ -155,6 +155,7 @@ def _weights():
         "cos_table": np.cos(angles),
         "sin_table": np.sin(angles),
         "slopes": np.linspace(0.1, 0.4, HEADS, dtype=np.float32).reshape(1, HEADS, 1, 1),
+        "next_places": np.arange(1, CONTEXT + 1).clip(max=CONTEXT - 1),
         "head_order": np.array([0, 2, 1, 3]),
         **{name: np.array(value, np.int64) for name, value in integers.items()},
         **{name: np.array(value, np.float32) for name, value in floats.items()},
