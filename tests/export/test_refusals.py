@@ -113,6 +113,13 @@ def looks_ahead():
     )
 
 
+def counts_one_more():
+    model = grouped()
+    (cast,) = (node for node in model.graph.node if "lengths" in node.output)
+    cast.input[0] = "mask_sum"
+    return model
+
+
 ALIBI = "it adds a bias to the scores (ALiBi, relative positions)"
 HEAD_DIM = "which is no multiple of 16 up to 256"
 REFUSED = {
@@ -141,6 +148,14 @@ REFUSED = {
     "cross-attention": (
         cross_attention,
         "key is graph input old_keys alone, to which no new tokens are added (cross-attention)",
+    ),
+    "caches-swapped": (
+        lambda: grouped(old="old_values, old_keys"),
+        "inputs old_values, old_keys and outputs new_keys, new_values are not in the same order",
+    ),
+    "other-lengths": (
+        counts_one_more,
+        "its seqlens_k is not the count of past and new tokens, less one",
     ),
     "alibi": (slopes_in_mask, ALIBI),
     "alibi-grouped": (
