@@ -31,6 +31,7 @@ def resolve_branches(model: ir.Model, max_context: int) -> None:
         branch = _branch_with_cache(main, node) or _branch_by_lengths(main, node, max_context)
         if branch is not None:
             _inline(main, node, node.attributes[branch].as_graph())
+            _disconnect(node.attributes[ELSE if branch == THEN else THEN].as_graph())
 
 
 def _branch_with_cache(main: ir.Graph, node: ir.Node) -> str | None:
@@ -81,3 +82,10 @@ def _inline(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
         old.name, new.name = None, old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
     main.remove(node, safe=True)
+
+
+def _disconnect(branch: ir.Graph) -> None:
+    """Let nodes that never run read nothing: values of the main graph count their readers."""
+    for node in ir.traversal.RecursiveGraphIterator(branch):
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)

@@ -112,7 +112,11 @@ def _conventional(value: ir.Value, lengths: Lengths) -> Array | None:
 
 def _tokens_meant(value: ir.Value, lengths: Lengths) -> int | None:
     """What an input [B] counts, by the op that reads it; None where it is none of these."""
-    meanings = {("TensorScatter", 2): lengths.past, ("Attention", 6): lengths.total}
+    meanings = {
+        ("Attention", 6): lengths.total,
+        ("GroupQueryAttention", 5): lengths.total - 1,
+        ("TensorScatter", 2): lengths.past,
+    }
     for node, index in value.uses():
         if (node.op_type, index) in meanings:
             return meanings[node.op_type, index]

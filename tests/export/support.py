@@ -18,6 +18,7 @@ FORMS = {
     "static": "torch dynamo, StaticCache",
     "torchscript": "TorchScript (as optimum), SDPA",
     "torchscript-eager": "TorchScript (as optimum), eager",
+    "merged": "TorchScript, merged (as optimum)",
 }
 _WRITTEN = ("torchscript", "torchscript-eager")
 _ALIBI = "it adds a bias to the scores (ALiBi, relative positions)"
@@ -73,6 +74,9 @@ CELLS: dict[tuple[str, str], str] = {
     ("Gemma 2", "eager"): ROUTED,
     ("Llama 3", "static"): ROUTED,
     ("GPT-2", "static"): ROUTED,
+    ("Llama 3", "merged"): ROUTED,
+    ("Mixtral", "torchscript"): ROUTED,
+    ("Mixtral", "dynamo"): ROUTED,
 }
 """Family and form: routed, and then equal to transformers' logits, or the reason why not."""
 
@@ -86,7 +90,8 @@ _HEAD = """\
 What `gear-export` makes of the files that exporters write. Every cell is a test on a tiny model
 with random weights: *routed* means that prompts of unequal length, prefilled in two calls and
 decoded, get the logits that transformers computes for each prompt alone; a number is the reason
-below for which the model is refused; a dash is a pair that is not tested.
+below for which the model is refused; a dash is a pair that is not tested. Mixtral was exported
+with `set_experts_implementation("batched_mm")`: torch's exporters cannot follow the others.
 """
 
 

@@ -49,6 +49,77 @@ def grouped(attributes="", inputs="", *, old=OLD, heads=(4, 2)):
     )
 
 
+def packed():
+    """ONNX Runtime's op on queries, keys and values in one tensor, with a bias."""
+    return text.with_weights(
+        f"{text.HEADER}{LENGTHS}  packed = Concat<axis=-1>(flat_query, flat_key, flat_value)\n"
+        f"  biased = Add(packed, qkv_bias)\n"
+        f"  mixed, {GROWN} = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>"
+        f"(biased, , , {OLD}, lengths, total_tokens)\n{text.FOOTER}",
+        qkv_bias=np.linspace(-1.0, 1.0, 64 + 2 * 32, dtype=np.float32),
+    )
+
+
+def counted_by_the_caller():
+    """ONNX Runtime's op with the lengths as an input of the graph."""
+    model = grouped()
+    (cast,) = (node for node in model.graph.node if "lengths" in node.output)
+    model.graph.node.remove(cast)
+    lengths = onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, ["batch"])
+    model.graph.input.insert(0, lengths)
+    return model
+
+
+def multi_head(attributes="", inputs="", *, before=""):
+    """ONNX Runtime's op with as many key heads as query heads."""
+    header = text.HEADER.replace("batch, 2, ", "batch, 4, ")
+    random = np.random.default_rng(3)
+    weights = {
+        name: (random.standard_normal((64, 64)) / 8).astype(np.float32)
+        for name in ("key_weight", "value_weight")
+    }
+    return text.with_weights(
+        f"{header}{before}  mixed, {GROWN} = com.microsoft.MultiHeadAttention"
+        f"<num_heads=4{attributes}>(flat_query, flat_key, flat_value, , , {inputs}, {OLD})\n"
+        f"{text.FOOTER}",
+        **weights,
+    )
+
+
+def scattered(attributes, *, mode="linear"):
+    """ONNX's op on caches of full length, into which the graph writes."""
+    header = (
+        text.HEADER.replace("past, 16]", "64, 16]")
+        .replace("total, 16]", "64, 16]")
+        .replace('"" : 23', '"" : 24')
+        .replace(
+            "int64[batch, total] attention_mask",
+            "int64[batch] written_tokens, int64[batch] kept_tokens",
+        )
+    )
+    return text.with_weights(
+        f"{header}{text.HEADS_FIRST}"
+        f'  new_keys = TensorScatter<axis=2, mode="{mode}">(old_keys, key, written_tokens)\n'
+        f'  new_values = TensorScatter<axis=2, mode="{mode}">(old_values, value, written_tokens)\n'
+        f"  heads = Attention<scale=0.3, {attributes}>"
+        "(query, new_keys, new_values, , , , kept_tokens)\n"
+        f"{text.HEADS_LAST}{text.FOOTER}"
+    )
+
+
+def windowed(attributes):
+    """ONNX's op as opset 25 has it, whose attributes hold the window."""
+    model = flat_attention(attributes)
+    model.opset_import[0].version = 25
+    return model
+
+
+BIAS = (
+    text.CAUSAL
+    + "  seen_11ST = Unsqueeze(seen_ST, front_axes)\n"
+    + "  bias = Where(seen_11ST, nothing, hidden)\n"
+)
+ALIBI = text.CAUSAL + "  far_T = Cast<to=1>(key_T)\n  alibi = Mul(slopes, far_T)\n"
 ROTATED = ", cos_table, sin_table"
 SUPPORTED = {
     "attention": attention("is_causal=1", f", {OLD}"),
@@ -61,12 +132,25 @@ SUPPORTED = {
     "grouped-window": grouped(", local_window_size=5"),
     "grouped-rotary": grouped(", do_rotary=1", ROTATED),
     "grouped-interleaved": grouped(", do_rotary=1, rotary_interleaved=1", ROTATED),
+    "grouped-packed": packed(),
+    "grouped-counted": counted_by_the_caller(),
+    "multi-head": multi_head(", unidirectional=1"),
+    "multi-head-scale": multi_head(", unidirectional=1, scale=0.4"),
+    "multi-head-mask": multi_head("", "bias", before=BIAS),
+    "scattered": scattered("is_causal=1"),
+    "windowed": windowed("is_causal=1, left_window_size=4"),
+    "windowed-right": windowed("right_window_size=0"),
     "grouped-partial": grouped(", do_rotary=1", ROTATED, heads=(2, 1)),
 }
 EXPECTED = {
     "attention-mask": {"scale": 0.3, "sliding_window": 5},
     "attention-softcap": {"scale": 0.25, "softcap": 2.0},
     "grouped-window": {"scale": 0.25, "sliding_window": 5},
+    "multi-head": {"num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "scale": 0.25},
+    "multi-head-scale": {"scale": 0.4, "sliding_window": 0},
+    "scattered": {"scale": 0.3, "sliding_window": 0},
+    "windowed": {"scale": 0.25, "sliding_window": 5},
+    "windowed-right": {"scale": 0.25, "sliding_window": 0},
     "grouped-softcap": {"scale": 0.25, "softcap": 2.0},
 }
 
@@ -94,6 +178,14 @@ def test_the_engine_computes_what_the_op_did(name, needs_library, tmp_path):
     [
         (attention("is_causal=0", f", {OLD}"), "it has no mask and is not causal"),
         (attention("is_causal=1"), "key comes from MatMul node"),
+        (multi_head(), "it has no mask and is not causal"),
+        (
+            multi_head(", unidirectional=1", "alibi", before=ALIBI),
+            "it adds a bias to the scores (ALiBi",
+        ),
+        (scattered("is_causal=0"), "it has no mask and is not causal"),
+        (scattered("is_causal=1", mode="circular"), "writes in a circle: mode=circular"),
+        (windowed("left_window_size=4, right_window_size=2"), "4 earlier and 2 later tokens"),
         (grouped(", smooth_softmax=1"), "attribute smooth_softmax=1 is not supported"),
         (grouped(', k_quant_type="PER_TENSOR"'), "attribute k_quant_type=PER_TENSOR"),
         (grouped("", ", , , , slopes"), "input attention_bias is not supported"),

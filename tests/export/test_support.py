@@ -27,6 +27,8 @@ def export(family, form, folder):
     network = families.make(family) if form.endswith("eager") else make(family)
     if form.endswith("eager"):
         network.set_attn_implementation("eager")
+    if family == "Mixtral":
+        network.set_experts_implementation("batched_mm")
     if form == "folder":
         return decoders.save_checkpoint(network, folder / "model")
     if form == "genai":
@@ -34,6 +36,8 @@ def export(family, form, folder):
     path = folder / "model.onnx"
     if form.startswith("torchscript"):
         return exporters.save_torchscript(network, path)
+    if form == "merged":
+        return exporters.save_merged(network, path)
     if form == "static":
         return exporters.save_static(network, path, opset=23)
     return exporters.save_dynamo(network, path, opset=18 if form == "eager" else 23)

@@ -114,10 +114,11 @@ def with_node(nodes, *, kv_heads=KV_HEADS):
     return with_weights(header + nodes + FOOTER)
 
 
-def with_weights(text):
+def with_weights(text, **changes):
+    """Return the model of a text with the weights it reads, some of them changed."""
     model = onnx.parser.parse_model(text)
     used = {name for node in model.graph.node for name in node.input}
-    for name, array in _weights().items():
+    for name, array in (_weights() | changes).items():
         if name in used:
             model.graph.initializer.append(numpy_helper.from_array(array, name))
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -139,6 +140,7 @@ def _weights():
         "group_axis": [2],
         "head_sizes": [HEADS, HEAD_DIM],
         "last_axis": [-1],
+        "front_axes": [0, 1],
         "zero": 0,
         "one": 1,
         "five": 5,
@@ -153,6 +155,7 @@ def _weights():
         "cos_table": np.cos(angles),
         "sin_table": np.sin(angles),
         "slopes": np.linspace(0.1, 0.4, HEADS, dtype=np.float32).reshape(1, HEADS, 1, 1),
+        "next_places": np.arange(1, CONTEXT + 1).clip(max=CONTEXT - 1),
         "head_order": np.array([0, 2, 1, 3]),
         **{name: np.array(value, np.int64) for name, value in integers.items()},
         **{name: np.array(value, np.float32) for name, value in floats.items()},
@@ -163,13 +166,16 @@ def run_original(model, token_ids):
     """Return the logits of the model as ONNX Runtime computes them, with an empty past."""
     batch, tokens = token_ids.shape
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    _, kv_heads, _, head_dim = session.get_inputs()[-1].shape
-    empty = np.zeros((batch, kv_heads, 0, head_dim), np.float32)
+    _, kv_heads, rows, head_dim = session.get_inputs()[-1].shape
+    empty = np.zeros((batch, kv_heads, rows if isinstance(rows, int) else 0, head_dim), np.float32)
     feeds = {
         "input_ids": token_ids,
         "attention_mask": np.ones((batch, tokens), np.int64),
         "old_keys": empty,
         "old_values": empty,
+        "written_tokens": np.zeros(batch, np.int64),
+        "lengths": np.full(batch, tokens - 1, np.int32),
+        "kept_tokens": np.full(batch, tokens),
     }
     names = {value.name for value in session.get_inputs()}
     return session.run(["logits"], {name: feeds[name] for name in names})[0]

@@ -63,6 +63,27 @@ def append_of_op(
     return _checked(Append(past, new, present))
 
 
+def check_order(graph: ir.Graph, key: Append, value: Append) -> None:
+    """Refuse a layer whose keys would come back as its values.
+
+    Args:
+        graph: Whose inputs and outputs the caller pairs by their order.
+        key: Of the layer.
+        value: Of the same layer.
+
+    Raises:
+        MismatchError: Its past and present are not in the same order.
+    """
+    pasts, presents = list(graph.inputs), list(graph.outputs)
+    key_is_first_past = pasts.index(key.past) < pasts.index(value.past)
+    key_is_first_present = presents.index(key.present) < presents.index(value.present)
+    if key_is_first_past != key_is_first_present:
+        raise MismatchError(
+            f"its inputs {key.past.name}, {value.past.name} and outputs {key.present.name}, "
+            f"{value.present.name} are not in the same order"
+        )
+
+
 def find_append(operand: ir.Value, side: str) -> Append:
     """Walk from an operand of the attention product back to where the cache gets new tokens.
 

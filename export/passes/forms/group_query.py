@@ -9,7 +9,8 @@ import math
 
 import onnx_ir as ir
 
-from gear_trt.export.passes.forms.cache import append_of_op
+from gear_trt.export.passes.forms.cache import append_of_op, check_order
+from gear_trt.export.passes.probe import Lengths, evaluate, feed_graph_inputs
 from gear_trt.export.passes.sites import (
     AttentionFacts,
     HeadTensor,
@@ -28,6 +29,7 @@ FORM = "GroupQueryAttention"
 
 _PAST_INPUTS = (3, 4)
 _PRESENT_OUTPUTS = (1, 2)
+_LAST_INDEX = 5
 _COS, _SIN, _POSITION_IDS = 7, 8, 9
 _OTHER_INPUTS = {
     10: "attention_bias",
@@ -55,12 +57,13 @@ def match(node: ir.Node, context: SearchContext) -> KvSite:
     Raises:
         MismatchError: The layer cannot be routed.
     """
-    del context
     _check_features(node)
+    _check_lengths(node, context)
     appends = [
         append_of_op(node, past_input, present_output)
         for past_input, present_output in zip(_PAST_INPUTS, _PRESENT_OUTPUTS, strict=True)
     ]
+    check_order(context.graph, *appends)
     query, (key, value) = present(node.inputs[0]), node.inputs[1:3]
     return KvSite(
         form=FORM,
@@ -89,6 +92,15 @@ def _check_features(node: ir.Node) -> None:
     position_ids = optional_input(node, _POSITION_IDS)
     if position_ids is not None and not position_ids.is_graph_input():
         raise MismatchError("position_ids is not a graph input")
+
+
+def _check_lengths(node: ir.Node, context: SearchContext) -> None:
+    """Refuse an op that is told of other tokens than past and new ones."""
+    lengths = Lengths(batch=1, new=3, past=5)
+    feeds = feed_graph_inputs(context.graph, lengths)
+    (last_index_B,) = evaluate(context.graph, feeds, [present(node.inputs[_LAST_INDEX])])
+    if (last_index_B != lengths.total - 1).any():
+        raise MismatchError("its seqlens_k is not the count of past and new tokens, less one")
 
 
 def _facts(node: ir.Node, query: ir.Value, *, is_packed: bool) -> AttentionFacts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from gear_trt.export.passes.forms.cache import Append
+from gear_trt.export.passes.forms.cache import Append, check_order
 from gear_trt.export.passes.probe import (
     Array,
     Lengths,
@@ -104,6 +104,7 @@ class Trial:
     ) -> None:
         num_heads, num_kv_heads, head_dim = heads
         _check_value_dim(operands.value.past, head_dim)
+        check_order(context.graph, operands.key, operands.value)
         self._graph = context.graph
         self._operands = operands
         self.lengths = small_lengths(operands.key.past)
