@@ -143,13 +143,14 @@ void attend(const Call& call, const Kernels& kernels, const ParallelFor& paralle
       kernels.attend_partly(sequence, task.share, scratch, partials.at(task.partial));
     }
   });
-  run_parallel(parallel_for, static_cast<int>(plan.merges.size()), [&](int index) {
-    const Merge& merge = plan.merges[index];
-    std::vector<Partial> parts;
+  // A thousandth of the work: waking threads for it would take longer.
+  std::vector<Partial> parts;
+  for (const Merge& merge : plan.merges) {
+    parts.clear();
     for (int i = 0; i < merge.count; ++i) parts.push_back(partials.at(merge.first + i));
     kernels.merge(make_sequence(call, merge.b, merge.head), merge.num_rows, parts.data(),
                   merge.count);
-  });
+  }
 }
 
 void zero_idle_rows(const Call& call) {
