@@ -30,12 +30,12 @@ Record = dict[str, Any]
 
 
 def newest_run(path: Path) -> list[Record]:
-    """Return the rows of the commit and machine that were recorded last; [] without a file."""
+    """Return the rows of the day and kind of machine recorded last; [] without a file."""
     if not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    last = rows[-1]
-    return [row for row in rows if all(row[key] == last[key] for key in ("commit", "cpu"))]
+    day, cpu = rows[-1]["time"][:10], rows[-1]["cpu"]
+    return [row for row in rows if row["time"].startswith(day) and row["cpu"] == cpu]
 
 
 def numbers(rows: Sequence[Record]) -> str:
@@ -56,7 +56,7 @@ def numbers(rows: Sequence[Record]) -> str:
 def _machine(row: Record) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     state = " with local changes" if row["dirty"] else ""
-    yield f"Recorded {row['time'][:10]} at commit {row['commit']}{state}: {row['cpu']}, "
+    yield f"Recorded {row['time'][:10]}, last at commit {row['commit']}{state}: {row['cpu']}, "
     yield f"{row['cores']} cores, {', '.join(row['cpu_flags'])}; {versions}."
     yield ""
 
