@@ -1,8 +1,8 @@
-// Sums of products of codes and signed bytes: each 32-bit lane adds up four products at a time.
+// Sums of products of codes and weights, both bytes: each 32-bit lane adds up four at a time.
 //
 // With VNNI one instruction does it. Without, two products are added up in 16 bits, where only
-// kDotRun<bits> additions fit before a total has to be taken. The portable set has no dot products
-// and multiplies codes as floats.
+// kDotRun additions fit before a total has to be taken. The portable set has no dot products and
+// multiplies codes as floats.
 #pragma once
 
 #include "cpu/kernels/simd.h"

@@ -279,11 +279,6 @@ static inline Words pack_bytes(const Ints* x) {
 #endif
 }
 
-static inline bool any(Ints condition) {
-  const Ints none = {};
-  return memcmp(&condition, &none, sizeof(none)) != 0;
-}
-
 enum class Rounding { kNearest, kDown, kUp };
 
 // FP16 bits of x, saturated at ±65504 (core/half.h).
