@@ -11,8 +11,15 @@ namespace {
 
 constexpr size_t kStatusBytes = 256;
 constexpr size_t kCounterBytes = kCounters * sizeof(int32_t);
-// Of a workspace that stands in for the layer's memory.
+// Of a workspace that stands in for the layer's memory. Its start is aligned here: engines align
+// workspaces to 128 bytes only.
+constexpr size_t kAlignment = 256;
 constexpr size_t kHeadBytes = kStatusBytes + kCounterBytes;
+
+char* aligned(void* address) {
+  const auto number = reinterpret_cast<uintptr_t>(address);
+  return static_cast<char*>(address) + (kAlignment - number % kAlignment) % kAlignment;
+}
 
 struct Layers {
   std::mutex mutex;
@@ -73,7 +80,8 @@ Error take_fault() {
 
 size_t workspace_bound(const AttentionArgs& largest) {
   const Call call = make_call(largest);
-  return kHeadBytes + std::max(attention_workspace_bound(call), compress_workspace_bound(call));
+  return kAlignment + kHeadBytes +
+         std::max(attention_workspace_bound(call), compress_workspace_bound(call));
 }
 
 Error attention(const AttentionArgs& args, const LayerMemory* memory, void* workspace,
@@ -83,10 +91,10 @@ Error attention(const AttentionArgs& args, const LayerMemory* memory, void* work
   if (Error error = check_call(call); !error.empty()) return error;
   if (call.batch == 0 || call.seq_len == 0) return {};
   if (Error error = check_addresses(call); !error.empty()) return error;
-  if (Error error = check_address("workspace", workspace, 256); !error.empty()) return error;
+  if (Error error = check_address("workspace", workspace, 1); !error.empty()) return error;
 
-  auto* const head = static_cast<char*>(workspace);
-  Workspace lent{nullptr, head + kHeadBytes, workspace_bound(args) - kHeadBytes};
+  char* const head = aligned(workspace);
+  Workspace lent{nullptr, head + kHeadBytes, workspace_bound(args) - kAlignment - kHeadBytes};
   if (memory != nullptr) {
     call.status = memory->status();
     lent.counters = memory->counters();
