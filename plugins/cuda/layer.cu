@@ -21,6 +21,10 @@ char* aligned(void* address) {
   return static_cast<char*>(address) + (kAlignment - number % kAlignment) % kAlignment;
 }
 
+size_t scratch_bound(const Call& call) {
+  return std::max(attention_workspace_bound(call), compress_workspace_bound(call));
+}
+
 struct Layers {
   std::mutex mutex;
   std::vector<Status*> notes;  // of every layer that has memory, oldest first
@@ -79,22 +83,19 @@ Error take_fault() {
 }
 
 size_t workspace_bound(const AttentionArgs& largest) {
-  const Call call = make_call(largest);
-  return kAlignment + kHeadBytes +
-         std::max(attention_workspace_bound(call), compress_workspace_bound(call));
+  return kAlignment + kHeadBytes + scratch_bound(make_call(largest));
 }
 
 Error attention(const AttentionArgs& args, const LayerMemory* memory, void* workspace,
                 void* stream_handle) {
   const auto stream = static_cast<Stream>(stream_handle);
   Call call = make_call(args);
-  if (Error error = check_call(call); !error.empty()) return error;
   if (call.batch == 0 || call.seq_len == 0) return {};
   if (Error error = check_addresses(call); !error.empty()) return error;
   if (Error error = check_address("workspace", workspace, 1); !error.empty()) return error;
 
   char* const head = aligned(workspace);
-  Workspace lent{nullptr, head + kHeadBytes, workspace_bound(args) - kAlignment - kHeadBytes};
+  Workspace lent{nullptr, head + kHeadBytes, scratch_bound(call)};
   if (memory != nullptr) {
     call.status = memory->status();
     lent.counters = memory->counters();
