@@ -52,11 +52,13 @@ void forget_note(Status* status) {
 Error LayerMemory::make(std::unique_ptr<LayerMemory>& made) {
   if (num_multiprocessors() == 0) return {};
   std::unique_ptr<LayerMemory> memory(new LayerMemory);
-  void* address = nullptr;
-  if (Error error = allocate(&address, kCounterBytes); !error.empty()) return error;
-  memory->counters_ = static_cast<int32_t*>(address);
-  if (Error error = allocate_shared(&address, sizeof(Status)); !error.empty()) return error;
-  memory->status_ = static_cast<Status*>(address);
+  void* counters = nullptr;
+  Error error = allocate(&counters, kCounterBytes);
+  memory->counters_ = static_cast<int32_t*>(counters);
+  if (!error.empty()) return error;
+  void* status = nullptr;
+  if (error = allocate_shared(&status, sizeof(Status)); !error.empty()) return error;
+  memory->status_ = static_cast<Status*>(status);
   register_note(memory->status_);
   made = std::move(memory);
   return {};
