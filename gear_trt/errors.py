@@ -41,6 +41,7 @@ class ErrorCode(Enum):
     MISSING_DEPENDENCY = ("E601", ExitStatus.ENVIRONMENT)
     MISSING_LIBRARY = ("E602", ExitStatus.ENVIRONMENT)
     DISK_FULL = ("E603", ExitStatus.ENVIRONMENT)
+    OUT_OF_MEMORY = ("E604", ExitStatus.ENVIRONMENT)
 
     @property
     def code(self) -> str:

@@ -26,7 +26,7 @@ def resolve_branches(model: ir.Model, max_context: int) -> None:
     """
     main = model.graph
     for node in list(main):
-        if node.op_type != "If":
+        if node.op_type != "If" or not {THEN, ELSE} <= node.attributes.keys():
             continue
         branch = _branch_with_cache(main, node) or _branch_by_lengths(main, node, max_context)
         if branch is not None:

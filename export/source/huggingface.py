@@ -78,7 +78,7 @@ def _load_config(folder: Path, gguf_file: str | None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     config: PreTrainedConfig = AutoConfig.from_pretrained(
-        folder, local_files_only=True, **_gguf(gguf_file)
+        folder, local_files_only=True, trust_remote_code=False, **_gguf(gguf_file)
     )
     return config
 
@@ -92,6 +92,7 @@ def _load_model(folder: Path, gguf_file: str | None, config: PreTrainedConfig) -
         dtype=torch_export.export_dtype(config),
         attn_implementation=torch_export.register_attention(),
         local_files_only=True,
+        trust_remote_code=False,
         output_loading_info=True,
         **(_gguf(gguf_file) or {"use_safetensors": True}),
     )
@@ -122,7 +123,7 @@ def _convert_tokenizer(folder: Path, gguf_file: str | None, target: Path) -> Non
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, **_gguf(gguf_file)
+                folder, local_files_only=True, trust_remote_code=False, **_gguf(gguf_file)
             )
             tokenizer.save_pretrained(target)
     except Exception as error:  # each of the converters raises errors of its own

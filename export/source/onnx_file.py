@@ -23,13 +23,16 @@ def open_onnx(path: Path, progress: Progress) -> Source:
     progress(f"reading {path.name}")
     try:
         model = ir.load(path)
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
+    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
     if not model.graph.outputs or not len(model.graph):
         raise _damaged(path, "it holds no graph")
-    folder = path.resolve().parent
-    for tensor in _external_tensors(model):
-        _check_external(path, folder, tensor)
+    folder = path.absolute().parent
+    for tensor in _weights(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(path, tensor)
+        else:
+            _check_inline(path, tensor)
 
     def write_companions(target: Path) -> None:
         copy_tokenizer(folder, target)
@@ -38,16 +41,26 @@ def open_onnx(path: Path, progress: Progress) -> Source:
     return Source(model, read_facts(path.name, folder), write_companions)
 
 
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
+            if value.const_value is not None:
                 yield value.const_value
 
 
-def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor) -> None:
-    data = (folder / tensor.location).resolve()
-    if not data.is_relative_to(folder):
+def _check_inline(path: Path, tensor: ir.TensorProtocol) -> None:
+    try:
+        tensor.numpy()
+    except (ValueError, TypeError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise _damaged(path, f"its weight {tensor.name} is no tensor: {reason}") from None
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    data = (path.parent / tensor.location).resolve()
+    # Download caches link a model's files to where all of them lie: there they may lie together.
+    homes = (path.parent.resolve(), path.resolve().parent)
+    if not any(data.is_relative_to(home) for home in homes):
         raise _damaged(path, f"its weight {tensor.name} lies outside of its folder: {data}")
     if not data.is_file():
         raise GearError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,9 @@ class GearCache:
         layers: Facts of every layer, in order.
         batch: B, sequences.
         max_tokens: Tokens that each sequence can hold.
+
+    Raises:
+        GearError: `OUT_OF_MEMORY`.
     """
 
     def __init__(self, layers: Sequence[LayerFacts], *, batch: int, max_tokens: int) -> None:
@@ -51,10 +55,7 @@ class GearCache:
         # ONNX Runtime has no use for a pool without memory, hence at least one page.
         max_pages = max(1, *(num_pages(max_tokens, layer.config) for layer in self.layers))
         self.page_pools = [_empty_pool(layer, batch * max_pages) for layer in self.layers]
-        self.residual_buffers: list[NDArray[np.generic]] = [
-            np.zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
-            for layer in self.layers
-        ]
+        self.residual_buffers = [_empty_buffer(layer, batch) for layer in self.layers]
         self.page_table = np.arange(batch * max_pages, dtype=np.int32).reshape(batch, max_pages)
         self.slots = np.arange(batch, dtype=np.int32)
         self.lengths = np.zeros(batch, np.int32)
@@ -204,4 +205,21 @@ class GearCache:
 
 def _empty_pool(layer: LayerFacts, pages: int) -> IntArray:
     words = page_layout(layer.config, layer.head_dim).page_words
-    return np.zeros((pages, layer.num_kv_heads, words), np.int32)
+    return _zeros((pages, layer.num_kv_heads, words), "int32").astype(np.int32, copy=False)
+
+
+def _empty_buffer(layer: LayerFacts, batch: int) -> NDArray[np.generic]:
+    return _zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
+    """Return an array whose memory is taken at the first write."""
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError):  # ValueError: beyond the address space
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        raise GearError(
+            ErrorCode.OUT_OF_MEMORY,
+            f"the machine has no {size:,} bytes for a layer's cache",
+            hint="load the engine with a smaller batch or max_tokens",
+        ) from None

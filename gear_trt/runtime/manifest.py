@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.spec import CompressionConfig, layout_hash
+from gear_trt.spec import CompressionConfig, layout_hash, page_layout
 from gear_trt.spec.model_config import check_shared
 
 MANIFEST_FILE = "gear.json"
 MODEL_FILE = "model.onnx"
 SCHEMA_VERSION = 1
+
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+"""A count that kernels take as a 32-bit integer."""
 
 
 class LayerFacts(BaseModel):
@@ -29,10 +32,19 @@ class LayerFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    num_heads: Size
+    num_kv_heads: Size
+    head_dim: Size
     config: CompressionConfig
+
+    @model_validator(mode="after")
+    def _have_a_layout(self) -> Self:
+        page_layout(self.config, self.head_dim)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, no multiple of {self.num_kv_heads} KV heads"
+            )
+        return self
 
 
 class ModelFacts(BaseModel):
@@ -51,10 +63,10 @@ class ModelFacts(BaseModel):
 
     source: str
     architecture: str | None
-    vocab_size: int
-    max_context: int
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
+    vocab_size: Size
+    max_context: Size
+    eos_token_ids: tuple[Annotated[int, Field(ge=0)], ...]
+    pad_token_id: Annotated[int, Field(ge=0)]
 
 
 class Manifest(BaseModel):
@@ -74,7 +86,7 @@ class Manifest(BaseModel):
     layout_hash: str
     versions: dict[str, str]
     model: ModelFacts
-    layers: tuple[LayerFacts, ...]
+    layers: Annotated[tuple[LayerFacts, ...], Field(min_length=1)]
 
     @field_validator("layers")
     @classmethod

@@ -29,9 +29,11 @@ FAILURES = (
     ort.NotImplemented,
     ort.RuntimeException,
     RuntimeError,  # what a binding raises
+    UnicodeDecodeError,  # what a message becomes that quotes damaged names
 )
 """What ONNX Runtime raises."""
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '(.*)'")
+_NO_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 EXPORT_AGAIN = "export the model again with `gear-export`"
 OVERFLOW_HINT = "check the model's weights; `--preset exact` keeps the cache in FP32"
 _FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -131,7 +133,7 @@ class OrtBoundGraph:
         try:
             self._session.run_with_iobinding(self._binding)
         except FAILURES as error:
-            known = _known_run_failure(str(error))
+            known = _run_failure(str(error))
             if known is None:
                 raise
             raise known from None
@@ -178,14 +180,20 @@ def _logits_dtype(session: InferenceSession) -> str:
     return _FLOAT_TYPES[types[graph.LOGITS]]
 
 
-def _known_run_failure(text: str) -> GearError | None:
+def _run_failure(text: str) -> GearError | None:
+    """Return what a failed run means; None where it is a defect of gear_trt."""
+    if _NO_MEMORY.search(text):
+        return GearError(
+            ErrorCode.OUT_OF_MEMORY,
+            "the machine has too little memory for this step",
+            hint="use a smaller batch, or load the engine with a smaller max_tokens",
+        )
     own = _op_message(text)
-    if own is None:
-        return None
-    if "is not finite" in own or "beyond FP16" in own:
+    if own is not None and ("is not finite" in own or "beyond FP16" in own):
         return GearError(ErrorCode.NON_FINITE_ACTIVATION, own, hint=OVERFLOW_HINT)
-    if "has shape" in own:
-        return GearError(ErrorCode.DAMAGED_ENGINE, own, hint=EXPORT_AGAIN)
+    if own is None or "has shape" in own:
+        reason = own or text.splitlines()[0]
+        return GearError(ErrorCode.DAMAGED_ENGINE, f"the graph fails: {reason}", hint=EXPORT_AGAIN)
     return None
 
 

@@ -183,3 +183,27 @@ def test_a_folder_without_a_tokenizer_is_refused_as_one(model, path):
     error = refused(path, tokenizer=path.parent)
     assert error.code is ErrorCode.MISSING_FILE
     assert "has no tokenizer.json" in error.message
+
+
+def test_files_linked_from_a_download_cache(model, tmp_path):
+    """Hubs keep files under their hashes, in one folder, and link them from a folder per version."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    save_with_external_data(model, tmp_path / "model.onnx")
+    for name, blob in (("model.onnx", "a1"), ("weights.bin", "b2")):
+        (tmp_path / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(blobs / blob)
+    report = inspect_model(snapshot / "model.onnx", config=EXACT, max_context=text.CONTEXT)
+    assert report.routable
+
+
+def test_a_link_out_of_the_folder(model, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_with_external_data(model, folder / "model.onnx")
+    (folder / "weights.bin").rename(tmp_path / "secret")
+    (folder / "weights.bin").symlink_to(tmp_path / "secret")
+    error = refused(folder / "model.onnx")
+    assert error.code is ErrorCode.DAMAGED_MODEL
+    assert "outside of its folder" in error.message
