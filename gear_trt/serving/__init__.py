@@ -1,0 +1,1 @@
+"""Many requests at once: scheduler, OpenAI-compatible server, metrics (extra `[serve]`)."""

@@ -1,0 +1,212 @@
+"""From a checked request to its HTTP answer, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from gear_trt.serving.answers import Answers
+from gear_trt.serving.contract import Generator
+from gear_trt.serving.failures import ApiError
+from gear_trt.serving.limits import Seat, Seats
+from gear_trt.serving.metrics import Metrics
+from gear_trt.serving.prompts import Prompt, Prompts, TokenTexts
+from gear_trt.serving.requests import ChatRequest, CompletionRequest, TextRequest
+from gear_trt.serving.responses import ModelCard
+from gear_trt.serving.writers import ChatWriter, Head, Piece, PieceMaker, TextWriter, Writer
+
+CLIENT_LEFT = 499
+"""Status, for metrics only, of a request whose client has gone; nginx' number."""
+_DONE = b"data: [DONE]\n\n"
+
+
+class Service:
+    """Answers completions.
+
+    Args:
+        generator: Generates tokens.
+        prompts: Encodes prompts.
+        texts: The text of single tokens.
+        seats: Limits what is generated at once.
+        metrics: Where everything is counted.
+        card: The served model.
+        fingerprint: Of software and layout.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        prompts: Prompts,
+        texts: TokenTexts,
+        seats: Seats,
+        metrics: Metrics,
+        card: ModelCard,
+        fingerprint: str,
+    ) -> None:
+        self._generator = generator
+        self._prompts = prompts
+        self._texts = texts
+        self._seats = seats
+        self._metrics = metrics
+        self._card = card
+        self._fingerprint = fingerprint
+
+    async def chat(self, request: ChatRequest, http: Request) -> Response:
+        """Answer a conversation.
+
+        Raises:
+            ApiError: 404 for another model, 400, or 429.
+            GearError: What the generator refuses.
+        """
+        messages = [message.rendered() for message in request.messages]
+        writer = ChatWriter(self._head("chatcmpl", request), with_logprobs=request.logprobs)
+        return await self._complete(request, [messages], writer, http)
+
+    async def text(self, request: TextRequest, http: Request) -> Response:
+        """Continue texts; raises as `chat` does."""
+        with_logprobs = request.logprobs is not None
+        writer = TextWriter(self._head("cmpl", request), with_logprobs=with_logprobs)
+        return await self._complete(request, request.prompt, writer, http)
+
+    def check_model(self, name: str) -> None:
+        """Refuse any name but the served model's.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name != self._card.id:
+            raise ApiError(
+                404,
+                f"there is no model {name!r}: this server has {self._card.id!r}",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def _complete(
+        self, request: CompletionRequest, prompts: Sequence[Prompt], writer: Writer, http: Request
+    ) -> Response:
+        since = time.perf_counter()
+        self.check_model(request.model)
+        seat = self._seats.take(request.n * len(prompts))
+        try:
+            answers = self._submit(request, await self._prompts.encode(prompts), seat, since)
+        except BaseException:
+            seat.give_back()
+            raise
+        pieces = PieceMaker(self._texts, with_logprobs=request.top_logprobs_per_token is not None)
+        if request.stream:
+            events = _stream(answers, pieces, writer, includes_usage=request.includes_usage)
+            return EventStream(events, answers)
+        try:
+            return await _unless_client_leaves(http, _whole(answers, pieces, writer))
+        finally:
+            answers.close()
+
+    def _head(self, prefix: str, request: CompletionRequest) -> Head:
+        return Head(
+            id=f"{prefix}-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=request.model,
+            system_fingerprint=self._fingerprint,
+        )
+
+    def _submit(
+        self, request: CompletionRequest, prompts: Sequence[list[int]], seat: Seat, since: float
+    ) -> Answers:
+        tickets = []
+        try:
+            for ids in prompts:
+                room = self._card.max_model_len - len(ids) + 1
+                for choice in range(request.n):
+                    options = request.generation_options(room=room, choice=choice)
+                    tickets.append(self._generator.submit(ids, options))
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        for ids in prompts:
+            self._metrics.count_prompt(len(ids))
+        return Answers(
+            tickets,
+            [self._metrics.watch(since) for _ in tickets],
+            answers_per_prompt=request.n,
+            seat=seat,
+            prompt_tokens=sum(map(len, prompts)),
+        )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; whatever ends them, the answers are closed.
+
+    Args:
+        events: Encoded events.
+        answers: What they are made of.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], answers: Answers) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client leaves."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.close()
+
+
+async def _stream(
+    answers: Answers, pieces: PieceMaker, writer: Writer, *, includes_usage: bool
+) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(answers.events()) as events:
+            async for index, event in events:
+                piece = pieces.piece(event)
+                if piece.text or piece.logprobs or piece.finish_reason:
+                    yield _event(writer.chunk(index, piece))
+    except Exception as error:
+        yield _event(ApiError.of(error).body)
+        return
+    if includes_usage:
+        yield _event(writer.usage(answers.usage()))
+    yield _DONE
+
+
+async def _whole(answers: Answers, pieces: PieceMaker, writer: Writer) -> Response:
+    gathered: dict[int, Piece] = {}
+    async with aclosing(answers.events()) as events:
+        async for index, event in events:
+            gathered.setdefault(index, Piece()).add(pieces.piece(event))
+    return JSONResponse(writer.whole(gathered, answers.usage()).model_dump())
+
+
+def _event(data: BaseModel) -> bytes:
+    return f"data: {data.model_dump_json()}\n\n".encode()
+
+
+async def _unless_client_leaves(http: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_client_left(http))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return answering.result() if answering.done() else Response(status_code=CLIENT_LEFT)
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+async def _client_left(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,344 @@
+"""The HTTP layer over a scripted generator: OpenAI's forms, refusals, limits, disconnects."""
+
+import httpx
+import openai
+import pytest
+
+from gear_trt.errors import ErrorCode, GearError
+from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer, write_engine
+from tests.serving.scripted import ScriptedGenerator
+from tests.serving.servers import LIMITS, serving, wait_until
+
+HELLO = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_engine(tmp_path_factory.mktemp("engine") / "toy")
+
+
+@pytest.fixture(scope="module")
+def shared(folder):
+    generator = ScriptedGenerator()
+    with serving(generator, folder) as url:
+        yield generator, url
+
+
+@pytest.fixture
+def generator(shared):
+    shared[0].__init__()
+    return shared[0]
+
+
+@pytest.fixture
+def url(shared, generator):
+    return shared[1]
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def chat(client, **options):
+    return client.chat.completions.create(model="toy", messages=HELLO, **options)
+
+
+def test_chat(client, generator):
+    answer = chat(client)
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content == "Hello you"
+    assert choice.finish_reason == "stop"
+    prompt = len(generator.tickets[0].prompt_ids)
+    assert answer.usage.prompt_tokens == prompt
+    assert answer.usage.completion_tokens == 3
+    assert answer.usage.total_tokens == prompt + 3
+
+
+def test_chat_stream(client):
+    chunks = list(chat(client, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello you"
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, "stop"]
+    assert all(chunk.usage is None for chunk in chunks)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_chat_stream_with_usage(client):
+    *chunks, last = chat(client, stream=True, stream_options={"include_usage": True})
+    assert all(chunk.usage is None for chunk in chunks)
+    assert last.choices == []
+    assert last.usage.completion_tokens == 3
+
+
+def test_metrics(folder):
+    with serving(ScriptedGenerator(), folder) as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
+            chat(client)
+        text = httpx.get(f"{url}/metrics").text
+    for line in (
+        "gear_running 3.0",
+        "gear_waiting 2.0",
+        "gear_cache_bytes 1000.0",
+        "gear_cache_compression_ratio 3.5",
+        "gear_prefix_hit_tokens_total 64.0",
+        'gear_requests_total{path="/v1/chat/completions",status="200"} 1.0',
+        'gear_answers_total{finish_reason="stop"} 1.0',
+        "gear_generated_tokens_total 3.0",
+        "gear_time_to_first_token_seconds_count 1.0",
+        "gear_inter_token_latency_seconds_count 2.0",
+    ):
+        assert line in text.splitlines()
+
+
+def test_answers_are_sampled_by_the_options(client, generator):
+    chat(client, temperature=0.5, top_p=0.9, seed=7, stop="!", max_tokens=9, n=2)
+    first, second = (ticket.options for ticket in generator.tickets)
+    assert (first.temperature, first.top_p, first.stop) == (0.5, 0.9, ("!",))
+    assert first.max_new_tokens == 9
+    assert (first.seed, second.seed) == (7, 8)
+    chat(client, extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2})
+    options = generator.tickets[-1].options
+    assert (options.top_k, options.min_p, options.repetition_penalty) == (5, 0.1, 1.2)
+
+
+def test_without_options_the_model_samples_until_the_context_is_full(client, generator):
+    chat(client)
+    (ticket,) = generator.tickets
+    assert ticket.options.samples
+    assert ticket.options.temperature == 1
+    assert ticket.options.max_new_tokens == MAX_CONTEXT + 1 - len(ticket.prompt_ids)
+
+
+def test_temperature_zero_takes_the_most_likely_token(client, generator):
+    chat(client, temperature=0)
+    assert not generator.tickets[0].options.samples
+
+
+def test_several_answers(client):
+    answer = chat(client, n=3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.completion_tokens == 9
+    texts = ["", "", ""]
+    for chunk in chat(client, n=3, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == ["Hello you"] * 3
+
+
+def test_text_completions(client, generator):
+    answer = client.completions.create(model="toy", prompt="Hi")
+    assert answer.choices[0].text == "Hello you"
+    assert generator.tickets[0].prompt_ids == byte_tokenizer()("Hi").input_ids
+    assert generator.tickets[0].options.max_new_tokens == 16
+    chunks = client.completions.create(model="toy", prompt="Hi", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "Hello you"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rows"),
+    [
+        ([1, 2, 3], [[1, 2, 3]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        (["H", "i"], [byte_tokenizer()(text).input_ids for text in "Hi"]),
+    ],
+)
+def test_prompts_of_text_completions(client, generator, prompt, rows):
+    answer = client.completions.create(model="toy", prompt=prompt, n=2)
+    assert [ticket.prompt_ids for ticket in generator.tickets[::2]] == rows
+    assert [choice.index for choice in answer.choices] == list(range(2 * len(rows)))
+    assert answer.usage.prompt_tokens == sum(map(len, rows))
+
+
+def test_content_parts_and_roles(client, generator):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    client.chat.completions.create(
+        model="toy",
+        messages=[{"role": "developer", "content": "Be brief"}, {"role": "user", "content": parts}],
+    )
+    text = "<|system|>Be brief<|user|>a\nb<|assistant|>"
+    assert generator.tickets[0].prompt_ids == byte_tokenizer()(text).input_ids
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"frequency_penalty": 0},
+        {"presence_penalty": 0.0},
+        {"logit_bias": {}},
+        {"response_format": {"type": "text"}},
+        {"store": False},
+        {"user": "somebody"},
+        {"seed": None},
+    ],
+)
+def test_what_asks_for_nothing_that_is_lacking_is_taken(client, option):
+    assert chat(client, extra_body=option).choices[0].message.content == "Hello you"
+
+
+@pytest.mark.parametrize(
+    ("option", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logit_bias": {"7": 1}}, "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"no_such_parameter": 1}, "no_such_parameter"),
+    ],
+)
+def test_what_is_not_done_is_refused(client, generator, option, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, extra_body=option)
+    assert refused.value.param == param
+    assert refused.value.code == "unsupported_parameter"
+    assert refused.value.type == "invalid_request_error"
+    assert param in refused.value.message
+    assert not generator.tickets
+
+
+@pytest.mark.parametrize(
+    ("option", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 5}, "n"),
+        ({"seed": -1}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ""}, "stop.0"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.type",
+        ),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, None),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, None),
+        ({"stream_options": {"include_usage": True}}, None),
+    ],
+)
+def test_wrong_values_are_refused(client, generator, option, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, extra_body=option)
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+    assert not generator.tickets
+
+
+def test_body_that_is_no_json(url):
+    answer = httpx.post(
+        f"{url}/v1/completions", content=b"{", headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_other_models_and_paths(client, url):
+    with pytest.raises(openai.NotFoundError, match="this server has 'toy'") as missing:
+        client.chat.completions.create(model="gpt", messages=HELLO)
+    assert missing.value.code == "model_not_found"
+    assert httpx.get(f"{url}/v2").json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(f"{url}/v1/completions").status_code == 405
+
+
+def test_models(client):
+    (model,) = client.models.list().data
+    assert model.id == "toy"
+    assert model.max_model_len == MAX_CONTEXT
+    assert client.models.retrieve("toy") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt")
+
+
+def test_prompts_that_do_not_fit(client):
+    with pytest.raises(openai.BadRequestError, match="this server takes 400") as refused:
+        client.completions.create(model="toy", prompt="x" * 401)
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="the prompt is empty"):
+        client.completions.create(model="toy", prompt="")
+    with pytest.raises(openai.BadRequestError, match="token 260 does not exist"):
+        client.completions.create(model="toy", prompt=[260])
+
+
+def test_large_bodies(client, url):
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.completions.create(model="toy", prompt="x" * LIMITS.body_bytes)
+    assert refused.value.status_code == 413
+    assert refused.value.type == "invalid_request_error"
+    chunks = (b" " * 1000 for _ in range(20))
+    answer = httpx.post(
+        f"{url}/v1/completions", content=chunks, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 413
+
+
+def test_full_server_says_when_to_return(client, generator):
+    generator.is_open = False
+    streams = [chat(client, stream=True, n=2) for _ in range(LIMITS.answers // 2)]
+    with pytest.raises(openai.RateLimitError) as refused:
+        chat(client)
+    assert int(refused.value.response.headers["Retry-After"]) >= 1
+    assert refused.value.code == "server_full"
+    streams[0].close()
+    wait_until(lambda: generator.tickets[0].is_cancelled)
+    assert generator.tickets[1].is_cancelled
+    generator.is_open = True
+    assert chat(client).choices[0].message.content == "Hello you"
+    streams[1].close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_is_not_answered(folder, stream):
+    generator = ScriptedGenerator(is_open=False)
+    body = {"model": "toy", "messages": HELLO, "stream": stream}
+    with serving(generator, folder) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.5)
+        wait_until(lambda: generator.tickets and generator.tickets[0].is_cancelled)
+        cancelled = 'gear_answers_total{finish_reason="cancelled"} 1.0'
+        wait_until(lambda: cancelled in httpx.get(f"{url}/metrics").text)
+
+
+def test_failures_of_the_generator(client, generator):
+    generator.failure = GearError(
+        ErrorCode.NON_FINITE_ACTIVATION, "layer 3 is not finite", hint="check the weights"
+    )
+    with pytest.raises(openai.InternalServerError, match="layer 3 is not finite") as failed:
+        chat(client)
+    assert failed.value.type == "server_error"
+    stream = chat(client, stream=True)
+    texts = []
+    with pytest.raises(openai.APIError, match="layer 3 is not finite"):
+        texts.extend(chunk.choices[0].delta.content for chunk in stream)
+    assert texts == generator.words
+    assert not generator.tickets[-1].is_cancelled
+
+
+def test_bugs_are_logged_and_not_shown(client, generator, caplog):
+    generator.failure = ZeroDivisionError("a secret")
+    with pytest.raises(openai.InternalServerError) as failed:
+        chat(client)
+    assert "secret" not in failed.value.message
+    assert "a secret" in caplog.text
+
+
+def test_api_key(folder):
+    with serving(ScriptedGenerator(), folder, api_key="s3cret") as url:
+        for key in ("wrong", "s3cret!", "schlüssel"):
+            with (
+                openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+                pytest.raises((openai.AuthenticationError, UnicodeEncodeError)),
+            ):
+                chat(client)
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret") as client:
+            assert chat(client).choices[0].message.content == "Hello you"
+        assert httpx.get(f"{url}/health").status_code == 200
