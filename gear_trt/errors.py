@@ -38,6 +38,8 @@ class ErrorCode(Enum):
     CONTEXT_EXCEEDED = ("E502", ExitStatus.FAILED)
     BAD_REQUEST = ("E503", ExitStatus.FAILED)
     NON_FINITE_ACTIVATION = ("E504", ExitStatus.FAILED)
+    QUEUE_FULL = ("E505", ExitStatus.FAILED)
+    CLOSED = ("E506", ExitStatus.FAILED)
     MISSING_DEPENDENCY = ("E601", ExitStatus.ENVIRONMENT)
     MISSING_LIBRARY = ("E602", ExitStatus.ENVIRONMENT)
     DISK_FULL = ("E603", ExitStatus.ENVIRONMENT)

@@ -50,7 +50,7 @@ class GearCache:
         self.max_tokens = max_tokens
         # ONNX Runtime has no use for a pool without memory, hence at least one page.
         max_pages = max(1, *(num_pages(max_tokens, layer.config) for layer in self.layers))
-        self.page_pools = [_empty_pool(layer, batch * max_pages) for layer in self.layers]
+        self.page_pools = [empty_pool(layer, batch * max_pages) for layer in self.layers]
         self.residual_buffers: list[NDArray[np.generic]] = [
             np.zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
             for layer in self.layers
@@ -202,6 +202,7 @@ class GearCache:
         )
 
 
-def _empty_pool(layer: LayerFacts, pages: int) -> IntArray:
+def empty_pool(layer: LayerFacts, pages: int) -> IntArray:
+    """Return a pool of pages, [pages, H, page_words]; untouched ones cost no memory."""
     words = page_layout(layer.config, layer.head_dim).page_words
     return np.zeros((pages, layer.num_kv_heads, words), np.int32)
