@@ -158,10 +158,11 @@ def progress_bar() -> Iterator[Callable[[str, str, float], None]]:
 def _set_up_log(*, verbose: bool) -> None:
     from rich.logging import RichHandler
 
-    log = logging.getLogger("gear_trt")
-    log.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    log.handlers = [RichHandler(console=stderr, show_time=False, show_path=False)]
-    log.propagate = False
+    for name in ("gear_trt", "uvicorn"):
+        log = logging.getLogger(name)
+        log.setLevel(logging.DEBUG if verbose else logging.WARNING)
+        log.handlers = [RichHandler(console=stderr, show_time=False, show_path=False)]
+        log.propagate = False
 
 
 def _say(line: str) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from gear_trt.serving.contract import Event, Ticket
 from gear_trt.serving.limits import Seat
 from gear_trt.serving.metrics import AnswerWatch
 from gear_trt.serving.responses import CachedTokens, Usage
+from gear_trt.serving.ticket import Ticket, TokenEvent
+
+IndexedEvent = tuple[int, TokenEvent]
+"""An event and the index of its answer: the prompt's, times the answers per prompt, plus sample."""
 
 
 class Answers:
-    """The tickets of one request.
+    """What one request has submitted.
 
     Args:
-        tickets: One per answer, in the order of the answers' indices.
-        watches: One per ticket.
-        answers_per_prompt: `n`.
+        tickets: One per prompt.
+        watches: One per answer, in the order of their indices.
         seat: The request's seats; `close` gives them back.
         prompt_tokens: Of all its prompts.
     """
@@ -27,29 +29,27 @@ class Answers:
         tickets: Sequence[Ticket],
         watches: Sequence[AnswerWatch],
         *,
-        answers_per_prompt: int,
         seat: Seat,
         prompt_tokens: int,
     ) -> None:
         self._tickets = tickets
         self._watches = watches
-        self._answers_per_prompt = answers_per_prompt
         self._seat = seat
         self._prompt_tokens = prompt_tokens
-        self._generated: dict[int, int] = {}
-        self._cached: dict[int, int] = {}
-        self._unfinished = set(range(len(tickets)))
+        self._newest: dict[int, TokenEvent] = {}
+        self._unfinished = set(range(len(watches)))
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Yield the events of all answers as they come, each with the index of its answer.
+    async def events(self) -> AsyncIterator[IndexedEvent]:
+        """Yield the events of all answers as they come.
 
         Raises:
-            Exception: What the generator raises; the other answers are cancelled.
+            GearError: What the scheduler raises of one of them.
         """
-        queue: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[IndexedEvent | Exception | None] = asyncio.Queue()
+        per_prompt = len(self._watches) // len(self._tickets)
         readers = [
-            asyncio.create_task(_read(index, ticket, queue))
-            for index, ticket in enumerate(self._tickets)
+            asyncio.create_task(_read(ticket, prompt * per_prompt, queue))
+            for prompt, ticket in enumerate(self._tickets)
         ]
         try:
             open_readers = len(readers)
@@ -57,8 +57,8 @@ class Answers:
                 item = await queue.get()
                 if item is None:
                     open_readers -= 1
-                elif isinstance(item, BaseException):
-                    self._end_all("error")
+                elif isinstance(item, Exception):
+                    self._abandon("error")
                     raise item
                 else:
                     self._record(*item)
@@ -69,34 +69,30 @@ class Answers:
 
     def usage(self) -> Usage:
         """Return the counts so far."""
-        generated = sum(self._generated.values())
-        cached = sum(
-            tokens
-            for index, tokens in self._cached.items()
-            if index % self._answers_per_prompt == 0  # the others find what the first one left
-        )
+        generated = sum(event.generated_tokens for event in self._newest.values())
+        shared = sum(event.shared_tokens for event in self._newest.values() if event.sample == 0)
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=generated,
             total_tokens=self._prompt_tokens + generated,
-            prompt_tokens_details=CachedTokens(cached_tokens=cached),
+            prompt_tokens_details=CachedTokens(cached_tokens=shared),
         )
 
     def close(self) -> None:
         """Cancel what has not ended and give the seats back."""
-        for index in self._unfinished:
-            self._tickets[index].cancel()
-        self._end_all("cancelled")
+        self._abandon("cancelled")
         self._seat.give_back()
 
-    def _record(self, index: int, event: Event) -> None:
+    def _record(self, index: int, event: TokenEvent) -> None:
         self._watches[index].saw(event)
-        self._generated[index] = event.generated_tokens
-        self._cached[index] = event.cached_tokens
+        self._newest[index] = event
         if event.finish_reason is not None:
             self._end(index, event.finish_reason)
 
-    def _end_all(self, reason: str) -> None:
+    def _abandon(self, reason: str) -> None:
+        if self._unfinished:
+            for ticket in self._tickets:
+                ticket.cancel()
         for index in list(self._unfinished):
             self._end(index, reason)
 
@@ -106,14 +102,12 @@ class Answers:
 
 
 async def _read(
-    index: int,
-    ticket: Ticket,
-    queue: asyncio.Queue[tuple[int, Event] | BaseException | None],
+    ticket: Ticket, first_index: int, queue: asyncio.Queue[IndexedEvent | Exception | None]
 ) -> None:
     try:
         async for event in ticket:
-            queue.put_nowait((index, event))
+            queue.put_nowait((first_index + event.sample, event))
     except Exception as error:
-        queue.put_nowait(error)
+        queue.put_nowait(error)  # whoever reads the queue raises it
     else:
         queue.put_nowait(None)

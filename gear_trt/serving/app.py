@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -16,20 +16,16 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gear_trt.runtime.manifest import Manifest
 from gear_trt.serving import failures
-from gear_trt.serving.contract import Generator
 from gear_trt.serving.failures import ApiError
-from gear_trt.serving.limits import Limits, Seats
+from gear_trt.serving.limits import Limits
 from gear_trt.serving.metrics import Metrics
 from gear_trt.serving.middleware import CountRequests, LimitBody
 from gear_trt.serving.prompts import Prompts, TokenTexts
 from gear_trt.serving.requests import ChatRequest, TextRequest
 from gear_trt.serving.responses import ErrorBody, ModelCard, ModelList
+from gear_trt.serving.scheduler import Scheduler
 from gear_trt.serving.service import Service
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_HEADERS = {
@@ -54,33 +50,28 @@ class Settings:
     api_key: str | None = None
 
 
-def create_app(
-    generator: Generator,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    manifest: Manifest,
-    settings: Settings,
-) -> FastAPI:
+def create_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     """Return the application.
 
     Args:
-        generator: Generates tokens; whoever calls this starts and ends it.
-        tokenizer: The engine's.
-        manifest: The engine's.
+        scheduler: Generates tokens; whoever calls this starts and ends it.
         settings: What the server is told.
     """
-    limits = settings.limits
-    metrics = Metrics(generator.stats)
+    manifest, tokenizer = scheduler.model.manifest, scheduler.model.tokenizer
+    limits, longest = settings.limits, scheduler.max_tokens
+    metrics = Metrics(scheduler.stats)
     card = ModelCard(
         id=settings.model_name,
         created=int(time.time()),
-        max_model_len=manifest.model.max_context,
+        max_model_len=longest,
     )
     service = Service(
-        generator,
-        prompts=Prompts(tokenizer, manifest.model, max_tokens=limits.prompt_tokens),
+        scheduler,
+        prompts=Prompts(
+            tokenizer, manifest.model, max_tokens=min(limits.prompt_tokens or longest, longest)
+        ),
         texts=TokenTexts(tokenizer),
-        seats=Seats(limits.answers),
+        limits=limits,
         metrics=metrics,
         card=card,
         fingerprint=f"gear_trt-{version('gear-trt')}-{manifest.layout_hash}",
@@ -95,7 +86,7 @@ def create_app(
     app.add_middleware(LimitBody, limit=limits.body_bytes)
     app.add_middleware(CountRequests, count=metrics.count_request)
     app.include_router(_api(service, card, settings.api_key))
-    app.include_router(_operation(metrics))
+    app.include_router(_operation(scheduler, metrics))
     app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
@@ -127,13 +118,15 @@ def _api(service: Service, card: ModelCard, api_key: str | None) -> APIRouter:
     return router
 
 
-def _operation(metrics: Metrics) -> APIRouter:
+def _operation(scheduler: Scheduler, metrics: Metrics) -> APIRouter:
     """Routes without a key: they change nothing and show counts only."""
     router = APIRouter()
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": "ok"})
+        if scheduler.is_open:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "closed"}, status_code=503)
 
     @router.get("/metrics")
     async def prometheus() -> Response:

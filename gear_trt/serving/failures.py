@@ -15,10 +15,12 @@ from gear_trt.serving.responses import ErrorBody, ErrorDetail
 
 logger = logging.getLogger(__name__)
 
-_CLIENT_FAULTS = {
-    ErrorCode.BAD_REQUEST: "bad_request",
-    ErrorCode.EMPTY_PROMPT: "empty_prompt",
-    ErrorCode.CONTEXT_EXCEEDED: "context_length_exceeded",
+_STATUS = {
+    ErrorCode.BAD_REQUEST: (400, "bad_request"),
+    ErrorCode.EMPTY_PROMPT: (400, "empty_prompt"),
+    ErrorCode.CONTEXT_EXCEEDED: (400, "context_length_exceeded"),
+    ErrorCode.QUEUE_FULL: (429, "server_full"),
+    ErrorCode.CLOSED: (503, "server_closed"),
 }
 
 
@@ -55,9 +57,8 @@ class ApiError(Exception):
         if isinstance(error, ApiError):
             return error
         if isinstance(error, GearError):
-            code = _CLIENT_FAULTS.get(error.code)
-            message = f"{error.message} ({error.hint})"
-            return cls(400 if code else 500, message, code=code or error.code.code)
+            status, code = _STATUS.get(error.code, (500, error.code.code))
+            return cls(status, f"{error.message} ({error.hint})", code=code)
         logger.error("a request failed", exc_info=error)
         return cls(500, "the server failed; its log has the cause")
 

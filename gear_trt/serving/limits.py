@@ -18,13 +18,15 @@ class Limits:
 
     Attributes:
         body_bytes: Of one request.
-        prompt_tokens: Of one prompt.
+        prompt_tokens: Of one prompt; None means what the scheduler takes.
         answers: Being generated or waiting, all requests together.
+        seconds: From a request to the end of its answers; None for no limit.
     """
 
     body_bytes: int
-    prompt_tokens: int
+    prompt_tokens: int | None
     answers: int
+    seconds: float | None = None
 
 
 class Seats:

@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gear_trt.serving.contract import Event, Stats
+from gear_trt.serving.scheduler import SchedulerStats
+from gear_trt.serving.ticket import TokenEvent
 
 _TTFT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
 _TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -19,12 +20,12 @@ class Metrics:
     """Everything that `/metrics` shows.
 
     Args:
-        stats: Returns what the generator says of itself, at every scrape.
+        stats: Returns what the scheduler says of itself, at every scrape.
     """
 
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+    def __init__(self, stats: Callable[[], SchedulerStats]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Generator(stats))
+        self._registry.register(_SchedulerCollector(stats))
         self._requests = Counter(
             "gear_requests",
             "Requests answered, by path and HTTP status",
@@ -33,15 +34,9 @@ class Metrics:
         )
         self._answers = Counter(
             "gear_answers",
-            "Answers ended: stop, length, cancelled (the client left) or error",
+            "Answers ended: stop, length, timeout, cancelled (the client left) or error",
             ["finish_reason"],
             registry=self._registry,
-        )
-        self._prompt_tokens = Counter(
-            "gear_prompt_tokens", "Tokens of prompts accepted", registry=self._registry
-        )
-        self._generated_tokens = Counter(
-            "gear_generated_tokens", "Tokens generated", registry=self._registry
         )
         self._first_token = Histogram(
             "gear_time_to_first_token_seconds",
@@ -69,19 +64,13 @@ class Metrics:
         """
         self._requests.labels(path, str(status)).inc()
 
-    def count_prompt(self, tokens: int) -> None:
-        """Count an accepted prompt."""
-        self._prompt_tokens.inc(tokens)
-
     def watch(self, since: float) -> AnswerWatch:
         """Time one answer.
 
         Args:
             since: When its request came, by `time.perf_counter`.
         """
-        return AnswerWatch(
-            self._answers, self._generated_tokens, self._first_token, self._next_token, since
-        )
+        return AnswerWatch(self._answers, self._first_token, self._next_token, since)
 
 
 class AnswerWatch:
@@ -90,50 +79,72 @@ class AnswerWatch:
     def __init__(
         self,
         answers: Counter,
-        generated_tokens: Counter,
         first_token: Histogram,
         next_token: Histogram,
         since: float,
     ) -> None:
         self._answers = answers
-        self._generated_tokens = generated_tokens
         self._next_latency = first_token
         self._latency_after = next_token
         self._since = since
 
-    def saw(self, event: Event) -> None:
+    def saw(self, event: TokenEvent) -> None:
         """Record one event."""
         if event.token is None:
             return
         now = time.perf_counter()
         self._next_latency.observe(now - self._since)
         self._since, self._next_latency = now, self._latency_after
-        self._generated_tokens.inc()
 
     def ended(self, finish_reason: str) -> None:
         """Record the end."""
         self._answers.labels(finish_reason).inc()
 
 
-class _Generator(Collector):
-    """What the generator says of itself, read at every scrape."""
+class _SchedulerCollector(Collector):
+    """What the scheduler says of itself, read at every scrape."""
 
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+    def __init__(self, stats: Callable[[], SchedulerStats]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        ratio = stats.fp16_bytes / stats.cache_bytes if stats.cache_bytes else 0.0
+        used = stats.cache_bytes_used
         for name, meaning, value in (
             ("gear_running", "Answers being generated", stats.running),
-            ("gear_waiting", "Answers waiting for a place", stats.waiting),
-            ("gear_cache_bytes", "Bytes of the cache in use", stats.cache_bytes),
-            ("gear_cache_fp16_bytes", "Bytes that FP16 takes for its tokens", stats.fp16_bytes),
-            ("gear_cache_compression_ratio", "FP16 bytes per byte in use", ratio),
+            ("gear_waiting", "Answers waiting for room", stats.waiting),
+            ("gear_cache_used_bytes", "Bytes of the cache that running answers hold", used),
+            (
+                "gear_cache_kept_bytes",
+                "Bytes of pages kept for later requests, given up when room is needed",
+                stats.cache_bytes_cached,
+            ),
+            ("gear_cache_total_bytes", "Bytes of the whole cache", stats.cache_bytes_total),
+            (
+                "gear_cache_fp16_bytes",
+                "Bytes that an FP16 cache without sharing takes for the running answers",
+                stats.fp16_bytes,
+            ),
+            (
+                "gear_cache_compression_ratio",
+                "gear_cache_fp16_bytes over gear_cache_used_bytes, 0 where nothing runs",
+                stats.fp16_bytes / used if used else 0.0,
+            ),
         ):
             yield GaugeMetricFamily(name, meaning, value=value)
-        yield CounterMetricFamily(
-            "gear_prefix_hit_tokens",
-            "Prompt tokens found in the cache of earlier requests",
-            value=stats.prefix_hit_tokens,
-        )
+        for name, meaning, value in (
+            ("gear_prompt_tokens", "Tokens of prompts that began to run", stats.prompt_tokens),
+            (
+                "gear_prefix_hit_tokens",
+                "Tokens of prompts whose pages were there already",
+                stats.shared_tokens,
+            ),
+            ("gear_generated_tokens", "Tokens generated", stats.generated_tokens),
+            (
+                "gear_preemptions",
+                "Times that an answer gave way for lack of pages",
+                stats.preemptions,
+            ),
+            ("gear_evictions", "Kept pages that were given up", stats.evictions),
+        ):
+            yield CounterMetricFamily(name, meaning, value=value)

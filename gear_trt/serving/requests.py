@@ -159,7 +159,7 @@ class CompletionRequest(_Object):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def top_logprobs_per_token(self) -> int | None:
+    def logprobs_per_token(self) -> int | None:
         """Alternatives to report for every token; None where no log-probability is asked for."""
         raise NotImplementedError
 
@@ -168,12 +168,11 @@ class CompletionRequest(_Object):
         """Tokens to generate at most; None means as many as the context holds."""
         raise NotImplementedError
 
-    def generation_options(self, *, room: int, choice: int) -> GenerationOptions:
+    def generation_options(self, *, room: int) -> GenerationOptions:
         """Return the runtime's options.
 
         Args:
             room: Tokens that the context can still hold.
-            choice: Which of the `n` answers.
         """
         return GenerationOptions.checked(
             {
@@ -184,7 +183,7 @@ class CompletionRequest(_Object):
                 "top_p": None if self.top_p == 1 else self.top_p,
                 "min_p": self.min_p,
                 "repetition_penalty": self.repetition_penalty,
-                "seed": None if self.seed is None else (self.seed + choice) % 2**63,
+                "seed": self.seed,
                 "stop": self.stop,
             }
         )
@@ -208,7 +207,7 @@ class ChatRequest(CompletionRequest):
         return self
 
     @property
-    def top_logprobs_per_token(self) -> int | None:
+    def logprobs_per_token(self) -> int | None:
         """See `CompletionRequest`."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
@@ -226,7 +225,7 @@ class TextRequest(CompletionRequest):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TEXT_LOGPROBS)] | None = None
 
     @property
-    def top_logprobs_per_token(self) -> int | None:
+    def logprobs_per_token(self) -> int | None:
         """See `CompletionRequest`."""
         return self.logprobs
 

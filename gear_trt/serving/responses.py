@@ -81,7 +81,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: OpenAIFinish
+    finish_reason: OpenAIFinish | None
 
 
 class ChatChunkChoice(BaseModel):

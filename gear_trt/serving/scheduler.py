@@ -138,6 +138,12 @@ class Scheduler:
         """Tokens that a prompt and its answer can have."""
         return self._batcher.max_tokens
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        with self._changed:
+            return not self._is_closed
+
     def submit(
         self,
         prompt_ids: Sequence[int],

@@ -15,13 +15,14 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from gear_trt.serving.answers import Answers
-from gear_trt.serving.contract import Generator
 from gear_trt.serving.failures import ApiError
-from gear_trt.serving.limits import Seat, Seats
+from gear_trt.serving.limits import Limits, Seat, Seats
 from gear_trt.serving.metrics import Metrics
 from gear_trt.serving.prompts import Prompt, Prompts, TokenTexts
 from gear_trt.serving.requests import ChatRequest, CompletionRequest, TextRequest
 from gear_trt.serving.responses import ModelCard
+from gear_trt.serving.scheduler import Scheduler
+from gear_trt.serving.ticket import Ticket
 from gear_trt.serving.writers import ChatWriter, Head, Piece, PieceMaker, TextWriter, Writer
 
 CLIENT_LEFT = 499
@@ -33,10 +34,10 @@ class Service:
     """Answers completions.
 
     Args:
-        generator: Generates tokens.
+        scheduler: Generates tokens.
         prompts: Encodes prompts.
         texts: The text of single tokens.
-        seats: Limits what is generated at once.
+        limits: What requests may ask.
         metrics: Where everything is counted.
         card: The served model.
         fingerprint: Of software and layout.
@@ -44,19 +45,20 @@ class Service:
 
     def __init__(
         self,
-        generator: Generator,
+        scheduler: Scheduler,
         *,
         prompts: Prompts,
         texts: TokenTexts,
-        seats: Seats,
+        limits: Limits,
         metrics: Metrics,
         card: ModelCard,
         fingerprint: str,
     ) -> None:
-        self._generator = generator
+        self._scheduler = scheduler
         self._prompts = prompts
         self._texts = texts
-        self._seats = seats
+        self._limits = limits
+        self._seats = Seats(limits.answers)
         self._metrics = metrics
         self._card = card
         self._fingerprint = fingerprint
@@ -66,7 +68,7 @@ class Service:
 
         Raises:
             ApiError: 404 for another model, 400, or 429.
-            GearError: What the generator refuses.
+            GearError: What the scheduler refuses.
         """
         messages = [message.rendered() for message in request.messages]
         writer = ChatWriter(self._head("chatcmpl", request), with_logprobs=request.logprobs)
@@ -103,7 +105,7 @@ class Service:
         except BaseException:
             seat.give_back()
             raise
-        pieces = PieceMaker(self._texts, with_logprobs=request.top_logprobs_per_token is not None)
+        pieces = PieceMaker(self._texts, with_logprobs=request.logprobs_per_token is not None)
         if request.stream:
             events = _stream(answers, pieces, writer, includes_usage=request.includes_usage)
             return EventStream(events, answers)
@@ -123,23 +125,25 @@ class Service:
     def _submit(
         self, request: CompletionRequest, prompts: Sequence[list[int]], seat: Seat, since: float
     ) -> Answers:
-        tickets = []
+        tickets: list[Ticket] = []
         try:
             for ids in prompts:
                 room = self._card.max_model_len - len(ids) + 1
-                for choice in range(request.n):
-                    options = request.generation_options(room=room, choice=choice)
-                    tickets.append(self._generator.submit(ids, options))
+                ticket = self._scheduler.submit(
+                    ids,
+                    request.generation_options(room=room),
+                    n=request.n,
+                    timeout_s=self._limits.seconds,
+                    logprobs=request.logprobs_per_token,
+                )
+                tickets.append(ticket)
         except BaseException:
             for ticket in tickets:
                 ticket.cancel()
             raise
-        for ids in prompts:
-            self._metrics.count_prompt(len(ids))
         return Answers(
             tickets,
-            [self._metrics.watch(since) for _ in tickets],
-            answers_per_prompt=request.n,
+            [self._metrics.watch(since) for _ in range(request.n * len(prompts))],
             seat=seat,
             prompt_tokens=sum(map(len, prompts)),
         )

@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict
 
 from pydantic import BaseModel
 
-from gear_trt.serving.contract import Event
+from gear_trt.serving.failures import ApiError
 from gear_trt.serving.prompts import TokenTexts
 from gear_trt.serving.responses import (
     ChatChoice,
@@ -26,6 +26,7 @@ from gear_trt.serving.responses import (
     TokenLogprobs,
     Usage,
 )
+from gear_trt.serving.ticket import TokenEvent
 
 
 class Head(TypedDict):
@@ -86,16 +87,24 @@ class PieceMaker:
         self._texts = texts
         self._with_logprobs = with_logprobs
 
-    def piece(self, event: Event) -> Piece:
-        """Return what an event adds; the token that ends a text is not a part of it."""
+    def piece(self, event: TokenEvent) -> Piece:
+        """Return what an event adds; the token that ends a text is not a part of it.
+
+        Raises:
+            ApiError: 504 where the time was up, 503 where somebody else cancelled the answer.
+        """
         reason = event.finish_reason
+        if reason == "timeout":
+            raise ApiError(504, "the answer took longer than this server allows", code="timeout")
+        if reason == "cancelled":
+            raise ApiError(503, "the answer was cancelled", code="cancelled")
         ends_text = reason == "stop" and not event.text
         logprobs = [self._logprobs(event)] if self._with_logprobs and not ends_text else []
-        return Piece(event.text, logprobs, None if reason == "cancelled" else reason)
+        return Piece(event.text, logprobs, reason)
 
-    def _logprobs(self, event: Event) -> TokenLogprobs:
+    def _logprobs(self, event: TokenEvent) -> TokenLogprobs:
         if event.token is None or event.logprob is None:
-            raise RuntimeError("the generator gave no log-probability")
+            raise RuntimeError("the scheduler gave no log-probability")
         own = self._texts.logprob(event.token, event.logprob)
         others = [self._texts.logprob(token, logprob) for token, logprob in event.top_logprobs]
         return TokenLogprobs(**own.model_dump(), top_logprobs=others)
@@ -139,7 +148,6 @@ class ChatWriter:
         return ChatCompletion(**self._head, choices=choices, usage=usage)
 
     def _choice(self, index: int, answer: Piece) -> ChatChoice:
-        assert answer.finish_reason is not None
         return ChatChoice(
             index=index,
             message=ChatMessage(content=answer.text),
@@ -186,7 +194,8 @@ class TextWriter:
             tokens=[item.token for item in piece.logprobs],
             token_logprobs=[item.logprob for item in piece.logprobs],
             top_logprobs=[
-                {other.token: other.logprob for other in item.top_logprobs}
+                # Of tokens with the same text, parts of characters, the likeliest is shown.
+                {other.token: other.logprob for other in reversed(item.top_logprobs)}
                 for item in piece.logprobs
             ],
             text_offset=offsets,

@@ -1,66 +1,67 @@
-"""A generator whose answers, pauses and failures are written down."""
+"""A scheduler whose answers, pauses and failures are written down."""
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 
-from gear_trt.runtime.generation import FinishReason
+from gear_trt.runtime.manifest import Manifest
+from gear_trt.serving import SchedulerStats, Ticket, TokenEvent
+from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer
 
-
-@dataclass(frozen=True)
-class ScriptedEvent:
-    text: str
-    token: int | None
-    generated_tokens: int
-    logprob: float | None = -0.5
-    top_logprobs: tuple = ()
-    finish_reason: FinishReason | None = None
-    cached_tokens: int = 0
+WORDS = ("Hel", "lo", " you")
+STATS = dict.fromkeys(SchedulerStats.__dataclass_fields__, 0) | {
+    "running": 3,
+    "waiting": 2,
+    "cache_bytes_used": 1000,
+    "fp16_bytes": 3500,
+    "shared_tokens": 64,
+}
 
 
 @dataclass
-class ScriptedTicket:
+class ScriptedRequest:
     prompt_ids: list
     options: object
-    words: list
-    failure: Exception | None
-    gate: asyncio.Event
-    is_cancelled: bool = False
+    ticket: Ticket
+    timeout_s: float | None
+    logprobs: int | None
 
-    def cancel(self):
-        self.is_cancelled = True
 
-    async def __aiter__(self):
-        for count, word in enumerate(self.words, start=1):
-            if count > 1:
-                await self.gate.wait()
-            last = count == len(self.words)
-            reason = "stop" if last and self.failure is None else None
-            yield ScriptedEvent(word, 7, count, finish_reason=reason)
+class ScriptedScheduler:
+    """Answers every prompt with `WORDS`; unless `answers_end`, with its first only."""
+
+    def __init__(self, folder, *, answers_end=True):
+        self.model = SimpleNamespace(manifest=Manifest.read(folder), tokenizer=byte_tokenizer())
+        self.max_tokens = MAX_CONTEXT
+        self.reset(answers_end=answers_end)
+
+    def reset(self, *, answers_end=True):
+        self.is_open = True
+        self.answers_end = answers_end
+        self.failure = None
+        self.last_reason = "stop"
+        self.requests = []
+
+    def submit(self, prompt_ids, options, *, n, timeout_s, logprobs):
+        ticket = Ticket(n)
+        self.requests.append(ScriptedRequest(prompt_ids, options, ticket, timeout_s, logprobs))
+        words = WORDS if self.answers_end else WORDS[:1]
+        for count, word in enumerate(words, start=1):
+            ends = count == len(WORDS) and self.failure is None
+            for sample in range(n):
+                ticket.put(
+                    TokenEvent(
+                        sample=sample,
+                        token=7,
+                        text=word,
+                        finish_reason=self.last_reason if ends else None,
+                        prompt_tokens=len(prompt_ids),
+                        shared_tokens=0,
+                        generated_tokens=count,
+                    )
+                )
         if self.failure is not None:
-            raise self.failure
-
-
-@dataclass
-class ScriptedGenerator:
-    """Answers every prompt with `words`; after the first word it waits for `gate`."""
-
-    words: list = field(default_factory=lambda: ["Hel", "lo", " you"])
-    failure: Exception | None = None
-    is_open: bool = True
-    running: int = 3
-    waiting: int = 2
-    cache_bytes: int = 1000
-    fp16_bytes: int = 3500
-    prefix_hit_tokens: int = 64
-    tickets: list = field(default_factory=list)
-
-    def submit(self, prompt_ids, options):
-        gate = asyncio.Event()
-        if self.is_open:
-            gate.set()
-        ticket = ScriptedTicket(prompt_ids, options, self.words, self.failure, gate)
-        self.tickets.append(ticket)
+            ticket.fail(self.failure)
         return ticket
 
     def stats(self):
-        return self
+        return SchedulerStats(**STATS)

@@ -4,26 +4,21 @@ import threading
 import time
 from contextlib import contextmanager
 
-from gear_trt.runtime.manifest import Manifest
 from gear_trt.serving.app import Settings, create_app
 from gear_trt.serving.limits import Limits
-from gear_trt.serving.server import listen, server_of, url_of
-from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer
+from gear_trt.serving.server import bind, server_of, url_of
+from tests.runtime.folders import MAX_CONTEXT
 
 LIMITS = Limits(body_bytes=10_000, prompt_tokens=MAX_CONTEXT, answers=4)
 
 
 @contextmanager
-def serving(generator, folder, *, limits=LIMITS, api_key=None):
-    """Serve a generator; yields the address."""
-    app = create_app(
-        generator,
-        tokenizer=byte_tokenizer(),
-        manifest=Manifest.read(folder),
-        settings=Settings(model_name="toy", limits=limits, api_key=api_key),
-    )
+def serving(scheduler, *, limits=LIMITS, api_key=None):
+    """Serve a scheduler; yields the address."""
+    app = create_app(scheduler, Settings(model_name="toy", limits=limits, api_key=api_key))
     server = server_of(app, drain_seconds=5, access_log=False)
-    with listen("127.0.0.1", 0) as listening:
+    with bind("127.0.0.1", 0) as listening:
+        listening.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -1,4 +1,6 @@
-"""The HTTP layer over a scripted generator: OpenAI's forms, refusals, limits, disconnects."""
+"""The HTTP layer over a scripted scheduler: OpenAI's forms, refusals, limits, disconnects."""
+
+from dataclasses import replace
 
 import httpx
 import openai
@@ -6,7 +8,7 @@ import pytest
 
 from gear_trt.errors import ErrorCode, GearError
 from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer, write_engine
-from tests.serving.scripted import ScriptedGenerator
+from tests.serving.scripted import WORDS, ScriptedScheduler
 from tests.serving.servers import LIMITS, serving, wait_until
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -19,19 +21,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(folder):
-    generator = ScriptedGenerator()
-    with serving(generator, folder) as url:
-        yield generator, url
+    scheduler = ScriptedScheduler(folder)
+    with serving(scheduler) as url:
+        yield scheduler, url
 
 
 @pytest.fixture
-def generator(shared):
-    shared[0].__init__()
+def scheduler(shared):
+    shared[0].reset()
     return shared[0]
 
 
 @pytest.fixture
-def url(shared, generator):
+def url(shared, scheduler):
     return shared[1]
 
 
@@ -45,13 +47,13 @@ def chat(client, **options):
     return client.chat.completions.create(model="toy", messages=HELLO, **options)
 
 
-def test_chat(client, generator):
+def test_chat(client, scheduler):
     answer = chat(client)
     (choice,) = answer.choices
     assert choice.message.role == "assistant"
     assert choice.message.content == "Hello you"
     assert choice.finish_reason == "stop"
-    prompt = len(generator.tickets[0].prompt_ids)
+    prompt = len(scheduler.requests[0].prompt_ids)
     assert answer.usage.prompt_tokens == prompt
     assert answer.usage.completion_tokens == 3
     assert answer.usage.total_tokens == prompt + 3
@@ -74,47 +76,46 @@ def test_chat_stream_with_usage(client):
 
 
 def test_metrics(folder):
-    with serving(ScriptedGenerator(), folder) as url:
+    with serving(ScriptedScheduler(folder)) as url:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
             chat(client)
         text = httpx.get(f"{url}/metrics").text
     for line in (
         "gear_running 3.0",
         "gear_waiting 2.0",
-        "gear_cache_bytes 1000.0",
+        "gear_cache_used_bytes 1000.0",
+        "gear_cache_fp16_bytes 3500.0",
         "gear_cache_compression_ratio 3.5",
         "gear_prefix_hit_tokens_total 64.0",
         'gear_requests_total{path="/v1/chat/completions",status="200"} 1.0',
         'gear_answers_total{finish_reason="stop"} 1.0',
-        "gear_generated_tokens_total 3.0",
         "gear_time_to_first_token_seconds_count 1.0",
         "gear_inter_token_latency_seconds_count 2.0",
     ):
         assert line in text.splitlines()
 
 
-def test_answers_are_sampled_by_the_options(client, generator):
-    chat(client, temperature=0.5, top_p=0.9, seed=7, stop="!", max_tokens=9, n=2)
-    first, second = (ticket.options for ticket in generator.tickets)
-    assert (first.temperature, first.top_p, first.stop) == (0.5, 0.9, ("!",))
-    assert first.max_new_tokens == 9
-    assert (first.seed, second.seed) == (7, 8)
+def test_answers_are_sampled_by_the_options(client, scheduler):
+    chat(client, temperature=0.5, top_p=0.9, seed=7, stop="!", max_tokens=9)
+    options = scheduler.requests[0].options
+    assert (options.temperature, options.top_p, options.seed) == (0.5, 0.9, 7)
+    assert (options.stop, options.max_new_tokens) == (("!",), 9)
     chat(client, extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2})
-    options = generator.tickets[-1].options
+    options = scheduler.requests[-1].options
     assert (options.top_k, options.min_p, options.repetition_penalty) == (5, 0.1, 1.2)
 
 
-def test_without_options_the_model_samples_until_the_context_is_full(client, generator):
+def test_without_options_the_model_samples_until_the_context_is_full(client, scheduler):
     chat(client)
-    (ticket,) = generator.tickets
-    assert ticket.options.samples
-    assert ticket.options.temperature == 1
-    assert ticket.options.max_new_tokens == MAX_CONTEXT + 1 - len(ticket.prompt_ids)
+    (request,) = scheduler.requests
+    assert request.options.samples
+    assert request.options.temperature == 1
+    assert request.options.max_new_tokens == MAX_CONTEXT + 1 - len(request.prompt_ids)
 
 
-def test_temperature_zero_takes_the_most_likely_token(client, generator):
+def test_temperature_zero_takes_the_most_likely_token(client, scheduler):
     chat(client, temperature=0)
-    assert not generator.tickets[0].options.samples
+    assert not scheduler.requests[0].options.samples
 
 
 def test_several_answers(client):
@@ -127,11 +128,11 @@ def test_several_answers(client):
     assert texts == ["Hello you"] * 3
 
 
-def test_text_completions(client, generator):
+def test_text_completions(client, scheduler):
     answer = client.completions.create(model="toy", prompt="Hi")
     assert answer.choices[0].text == "Hello you"
-    assert generator.tickets[0].prompt_ids == byte_tokenizer()("Hi").input_ids
-    assert generator.tickets[0].options.max_new_tokens == 16
+    assert scheduler.requests[0].prompt_ids == byte_tokenizer()("Hi").input_ids
+    assert scheduler.requests[0].options.max_new_tokens == 16
     chunks = client.completions.create(model="toy", prompt="Hi", stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == "Hello you"
 
@@ -144,21 +145,21 @@ def test_text_completions(client, generator):
         (["H", "i"], [byte_tokenizer()(text).input_ids for text in "Hi"]),
     ],
 )
-def test_prompts_of_text_completions(client, generator, prompt, rows):
+def test_prompts_of_text_completions(client, scheduler, prompt, rows):
     answer = client.completions.create(model="toy", prompt=prompt, n=2)
-    assert [ticket.prompt_ids for ticket in generator.tickets[::2]] == rows
+    assert [request.prompt_ids for request in scheduler.requests] == rows
     assert [choice.index for choice in answer.choices] == list(range(2 * len(rows)))
     assert answer.usage.prompt_tokens == sum(map(len, rows))
 
 
-def test_content_parts_and_roles(client, generator):
+def test_content_parts_and_roles(client, scheduler):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     client.chat.completions.create(
         model="toy",
         messages=[{"role": "developer", "content": "Be brief"}, {"role": "user", "content": parts}],
     )
     text = "<|system|>Be brief<|user|>a\nb<|assistant|>"
-    assert generator.tickets[0].prompt_ids == byte_tokenizer()(text).input_ids
+    assert scheduler.requests[0].prompt_ids == byte_tokenizer()(text).input_ids
 
 
 @pytest.mark.parametrize(
@@ -189,14 +190,14 @@ def test_what_asks_for_nothing_that_is_lacking_is_taken(client, option):
         ({"no_such_parameter": 1}, "no_such_parameter"),
     ],
 )
-def test_what_is_not_done_is_refused(client, generator, option, param):
+def test_what_is_not_done_is_refused(client, scheduler, option, param):
     with pytest.raises(openai.BadRequestError) as refused:
         chat(client, extra_body=option)
     assert refused.value.param == param
     assert refused.value.code == "unsupported_parameter"
     assert refused.value.type == "invalid_request_error"
     assert param in refused.value.message
-    assert not generator.tickets
+    assert not scheduler.requests
 
 
 @pytest.mark.parametrize(
@@ -225,12 +226,12 @@ def test_what_is_not_done_is_refused(client, generator, option, param):
         ({"stream_options": {"include_usage": True}}, None),
     ],
 )
-def test_wrong_values_are_refused(client, generator, option, param):
+def test_wrong_values_are_refused(client, scheduler, option, param):
     with pytest.raises(openai.BadRequestError) as refused:
         chat(client, extra_body=option)
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
-    assert not generator.tickets
+    assert not scheduler.requests
 
 
 def test_body_that_is_no_json(url):
@@ -280,35 +281,34 @@ def test_large_bodies(client, url):
     assert answer.status_code == 413
 
 
-def test_full_server_says_when_to_return(client, generator):
-    generator.is_open = False
+def test_full_server_says_when_to_return(client, scheduler):
+    scheduler.answers_end = False
     streams = [chat(client, stream=True, n=2) for _ in range(LIMITS.answers // 2)]
     with pytest.raises(openai.RateLimitError) as refused:
         chat(client)
     assert int(refused.value.response.headers["Retry-After"]) >= 1
     assert refused.value.code == "server_full"
     streams[0].close()
-    wait_until(lambda: generator.tickets[0].is_cancelled)
-    assert generator.tickets[1].is_cancelled
-    generator.is_open = True
+    wait_until(lambda: scheduler.requests[0].ticket.is_cancelled)
+    scheduler.answers_end = True
     assert chat(client).choices[0].message.content == "Hello you"
     streams[1].close()
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_leaves_is_not_answered(folder, stream):
-    generator = ScriptedGenerator(is_open=False)
+    scheduler = ScriptedScheduler(folder, answers_end=False)
     body = {"model": "toy", "messages": HELLO, "stream": stream}
-    with serving(generator, folder) as url:
+    with serving(scheduler) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.5)
-        wait_until(lambda: generator.tickets and generator.tickets[0].is_cancelled)
+        wait_until(lambda: scheduler.requests and scheduler.requests[0].ticket.is_cancelled)
         cancelled = 'gear_answers_total{finish_reason="cancelled"} 1.0'
         wait_until(lambda: cancelled in httpx.get(f"{url}/metrics").text)
 
 
-def test_failures_of_the_generator(client, generator):
-    generator.failure = GearError(
+def test_failures_of_the_scheduler(client, scheduler):
+    scheduler.failure = GearError(
         ErrorCode.NON_FINITE_ACTIVATION, "layer 3 is not finite", hint="check the weights"
     )
     with pytest.raises(openai.InternalServerError, match="layer 3 is not finite") as failed:
@@ -318,12 +318,11 @@ def test_failures_of_the_generator(client, generator):
     texts = []
     with pytest.raises(openai.APIError, match="layer 3 is not finite"):
         texts.extend(chunk.choices[0].delta.content for chunk in stream)
-    assert texts == generator.words
-    assert not generator.tickets[-1].is_cancelled
+    assert texts == list(WORDS)
 
 
-def test_bugs_are_logged_and_not_shown(client, generator, caplog):
-    generator.failure = ZeroDivisionError("a secret")
+def test_bugs_are_logged_and_not_shown(client, scheduler, caplog):
+    scheduler.failure = ZeroDivisionError("a secret")
     with pytest.raises(openai.InternalServerError) as failed:
         chat(client)
     assert "secret" not in failed.value.message
@@ -331,7 +330,7 @@ def test_bugs_are_logged_and_not_shown(client, generator, caplog):
 
 
 def test_api_key(folder):
-    with serving(ScriptedGenerator(), folder, api_key="s3cret") as url:
+    with serving(ScriptedScheduler(folder), api_key="s3cret") as url:
         for key in ("wrong", "s3cret!", "schlüssel"):
             with (
                 openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
@@ -342,3 +341,29 @@ def test_api_key(folder):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret") as client:
             assert chat(client).choices[0].message.content == "Hello you"
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_time_is_limited(folder):
+    scheduler = ScriptedScheduler(folder)
+    scheduler.last_reason = "timeout"
+    limits = replace(LIMITS, seconds=3.0)
+    with (
+        serving(scheduler, limits=limits) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.InternalServerError) as late:
+            chat(client)
+        assert late.value.status_code == 504
+        with pytest.raises(openai.APIError, match="took longer"):
+            list(chat(client, stream=True))
+    assert scheduler.requests[0].timeout_s == 3.0
+
+
+def test_health(client, scheduler, url):
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    scheduler.is_open = False
+    assert httpx.get(f"{url}/health").status_code == 503
+    scheduler.failure = GearError(ErrorCode.CLOSED, "it is closed", hint="start it")
+    with pytest.raises(openai.InternalServerError) as closed:
+        chat(client)
+    assert closed.value.status_code == 503
