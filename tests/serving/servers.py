@@ -13,10 +13,10 @@ LIMITS = Limits(body_bytes=10_000, prompt_tokens=MAX_CONTEXT, answers=4)
 
 
 @contextmanager
-def serving(scheduler, *, limits=LIMITS, api_key=None):
+def serving(scheduler, *, limits=LIMITS, api_key=None, drain_seconds=5):
     """Serve a scheduler; yields the address."""
     app = create_app(scheduler, Settings(model_name="toy", limits=limits, api_key=api_key))
-    server = server_of(app, drain_seconds=5, access_log=False)
+    server = server_of(app, drain_seconds=drain_seconds, access_log=False)
     with bind("127.0.0.1", 0) as listening:
         listening.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -367,3 +367,16 @@ def test_health(client, scheduler, url):
     with pytest.raises(openai.InternalServerError) as closed:
         chat(client)
     assert closed.value.status_code == 503
+
+
+def test_answers_that_do_not_end_are_cancelled(folder):
+    scheduler = ScriptedScheduler(folder, answers_end=False)
+    with (
+        serving(scheduler, drain_seconds=1) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        stream = chat(client, stream=True)
+        next(stream)
+    assert scheduler.requests[0].ticket.is_cancelled
+    with pytest.raises((httpx.RemoteProtocolError, openai.APIError)):
+        next(stream)
