@@ -11,8 +11,9 @@ WORDS = ("Hel", "lo", " you")
 STATS = dict.fromkeys(SchedulerStats.__dataclass_fields__, 0) | {
     "running": 3,
     "waiting": 2,
-    "cache_bytes_used": 1000,
-    "fp16_bytes": 3500,
+    "cache_bytes_used": 1_000_000,
+    "fp16_bytes": 3_500_000,
+    "prompt_tokens": 256,
     "shared_tokens": 64,
 }
 

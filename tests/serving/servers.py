@@ -13,9 +13,9 @@ LIMITS = Limits(body_bytes=10_000, prompt_tokens=MAX_CONTEXT, answers=4)
 
 
 @contextmanager
-def serving(scheduler, *, limits=LIMITS, api_key=None, drain_seconds=5):
+def serving(scheduler, *, limits=LIMITS, api_key=None, drain_seconds=5, name="toy"):
     """Serve a scheduler; yields the address."""
-    app = create_app(scheduler, Settings(model_name="toy", limits=limits, api_key=api_key))
+    app = create_app(scheduler, Settings(model_name=name, limits=limits, api_key=api_key))
     server = server_of(app, drain_seconds=drain_seconds, access_log=False)
     with bind("127.0.0.1", 0) as listening:
         listening.listen()
