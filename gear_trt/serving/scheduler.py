@@ -105,6 +105,10 @@ class Scheduler:
         max_waiting: int = 256,
         threads: int | None = None,
     ) -> None:
+        sizes = {"max_batch": max_batch, "max_waiting": max_waiting, "threads": threads}
+        for name, value in sizes.items():
+            if value is not None:
+                _check_range(name, value, 1)
         if not isinstance(model, Model):
             model = Model.open(Path(model), threads=threads or len(os.sched_getaffinity(0)))
         self.model = model
@@ -249,17 +253,9 @@ class Scheduler:
                 if self.max_tokens == model.max_context
                 else "shorten the prompt, or raise max_cache_bytes",
             )
-        for name, value, low, high in (
-            ("n", n, 1, MAX_SAMPLES),
-            ("shared_prefix", shared_prefix, 0, len(prompt_ids)),
-            ("logprobs", logprobs or 0, 0, model.vocab_size - 1),
-        ):
-            if not low <= value <= high:
-                raise GearError(
-                    ErrorCode.BAD_REQUEST,
-                    f"{name} is {value}",
-                    hint=f"it must be {low} or more, and {high} or less",
-                )
+        _check_range("n", n, 1, MAX_SAMPLES)
+        _check_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
+        _check_range("logprobs", logprobs or 0, 0, model.vocab_size - 1)
         if timeout_s is not None and not timeout_s > 0:
             raise GearError(
                 ErrorCode.BAD_REQUEST, f"timeout_s is {timeout_s}", hint="it must be above 0"
@@ -343,3 +339,12 @@ def _answer(call: Callable[[], Any], future: Future[Any]) -> None:
         future.set_result(call())
     except Exception as error:  # the caller raises it
         future.set_exception(error)
+
+
+def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"{name} is {value}",
+            hint=f"it must be {low} or more{'' if high is None else f', and {high} or less'}",
+        )
