@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.answer import Answer, FinishReason
-from gear_trt.runtime.backend import PREFILL_SLICE
 from gear_trt.runtime.options import GenerationOptions
+from gear_trt.runtime.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from gear_trt.runtime.engine import Engine
@@ -133,13 +133,15 @@ class Generation:
             cache.reset()
 
     def _prefill(self) -> FloatArray | None:
-        logits_V = None
+        """Run the prompt in the slices that a scheduler runs it in, so that the tokens are equal."""
         prompt_ids = self._answer.token_ids
-        for start in range(self._held_tokens, len(prompt_ids), PREFILL_SLICE):
-            logits_V = self._step(prompt_ids[start : start + PREFILL_SLICE])
-            if logits_V is None:
-                break
-        return logits_V
+        config = self._engine.cache.layers[0].config
+        plan = TokenPlan(prompt_ids, prompt_tokens=len(prompt_ids), config=config)
+        while True:
+            start = self._held_tokens
+            logits_V = self._step(prompt_ids[start : plan.step_end(start)])
+            if logits_V is None or self._held_tokens == len(prompt_ids):
+                return logits_V
 
     def _step(self, tokens: Sequence[int]) -> FloatArray | None:
         """Return the logits after `tokens`, or None where the generation was cancelled."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +23,7 @@ from gear_trt.runtime.footprint import (
 )
 from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.runtime.pages import PageAllocator
+from gear_trt.runtime.token_plan import TokenPlan
 
 IntArray = NDArray[np.int32]
 
@@ -32,6 +33,7 @@ class PagedSequence:
     """What one sequence holds of a `PagedCache`.
 
     Attributes:
+        plan: Its tokens, those to come included, and the steps that compute them.
         slot: Its row of the residual buffers.
         length: Tokens held.
         pages: Page ids in order.
@@ -39,6 +41,7 @@ class PagedSequence:
         keys: Key of the sinks, then of each page that is published or was found.
     """
 
+    plan: TokenPlan
     slot: int
     length: int = 0
     pages: list[int] = field(default_factory=list)
@@ -50,18 +53,24 @@ class PagedSequence:
         """All page ids, in the order in which they may be evicted."""
         return [*reversed(self.pages), *([] if self.sink_page is None else [self.sink_page])]
 
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether its next token is the prompt's."""
+        return self.plan.is_prefilling(self.length)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of its next step."""
+        return self.plan.step_end(self.length) - self.length
+
 
 class PagedCache:
     """Page pools and residual buffers that sequences share.
 
     A page id means one page in every layer. Pages hold whole chunks and never change, so sequences
-    that start with the same text hold the same pages. A sequence that joins at a page's end needs
-    nothing else but the sink rows: these are kept in a page of their own. Tokens past the last
-    shared page lie in its own buffer row.
-
-    The key of a page is a hash of all that its bytes depend on: the tokens up to its end, and how
-    many of them came as a prompt (in slices) and not one by one. So equal keys mean equal bytes,
-    and no answer depends on what the cache happened to hold.
+    that start with the same tokens hold the same pages (see `TokenPlan`). A sequence that joins at
+    a page's end needs nothing else but the sink rows, one that joins at a mark the buffer rows up
+    to there: both are kept as they are, in pages of their own.
 
     Attributes:
         layers: Facts of every layer.
@@ -158,20 +167,16 @@ class PagedCache:
         """Bytes that an FP16 cache takes for the tokens of all open sequences, unshared."""
         return fp16_bytes_per_token(self.layers) * sum(one.length for one in self._open)
 
-    def boundary(self, length: int) -> int:
-        """Return where the page or first slice ends that the token at `length` belongs to."""
-        return self.sinks + (max(length - self.sinks, 0) // self.chunk + 1) * self.chunk
-
     def pages_for(self, length: int) -> int:
         """Return the pages that a sequence of `length` tokens has, its sink page included."""
-        full = num_pages(length, self.layers[0].config)
+        full = self._full_pages(length)
         return full + (full > 0 and self.sinks > 0)
 
-    def open(self) -> PagedSequence | None:
+    def open(self, plan: TokenPlan) -> PagedSequence | None:
         """Return an empty sequence, or None where every buffer row is taken."""
         if not self._free_slots:
             return None
-        sequence = PagedSequence(self._free_slots.pop())
+        sequence = PagedSequence(plan, self._free_slots.pop())
         self._open.add(sequence)
         return sequence
 
@@ -181,12 +186,16 @@ class PagedCache:
         self._free_slots.append(sequence.slot)
         self.allocator.release(sequence.held_pages)
 
-    def fork(self, sequence: PagedSequence) -> PagedSequence | None:
+    def fork(self, sequence: PagedSequence, plan: TokenPlan) -> PagedSequence | None:
         """Return a copy of a sequence, or None where every buffer row is taken.
 
         The pages are shared; only the buffer row is copied.
+
+        Args:
+            sequence: A sequence.
+            plan: Of the copy; it starts as the sequence's does.
         """
-        copy = self.open()
+        copy = self.open(plan)
         if copy is None:
             return None
         for page in sequence.held_pages:
@@ -197,13 +206,13 @@ class PagedCache:
             rows[copy.slot] = rows[sequence.slot]
         return copy
 
-    def reserve(self, sequence: PagedSequence, new_tokens: int) -> bool:
-        """Give a sequence the pages that its next tokens fill.
+    def reserve(self, sequence: PagedSequence) -> bool:
+        """Give a sequence the page that its next step fills.
 
         Returns:
-            False where there are too few; the sequence keeps those it got.
+            False where none is left.
         """
-        needed = num_pages(sequence.length + new_tokens, self.layers[0].config)
+        needed = self._full_pages(sequence.length + sequence.step_tokens)
         while len(sequence.pages) < needed:
             page = self.allocator.allocate()
             if page is None:
@@ -220,70 +229,52 @@ class PagedCache:
         self.slots = np.array([sequence.slot for sequence in sequences], np.int32)
         self.lengths = np.array([sequence.length for sequence in sequences], np.int32)
 
-    def next_key(
-        self, sequence: PagedSequence, tokens: Sequence[int], prompt_tokens: int
-    ) -> bytes | None:
-        """Return the key of the page that the sequence's next tokens fill.
-
-        Args:
-            sequence: A sequence.
-            tokens: Its tokens, those to come included.
-            prompt_tokens: How many of them are its prompt.
+    def next_key(self, sequence: PagedSequence) -> bytes | None:
+        """Return the key under which the sequence's next slice will be found.
 
         Returns:
-            None where the sequence is inside a page, or none of its pages can be shared.
+            None where it ends inside a page, or its pages cannot be shared.
         """
-        at_boundary = sequence.length == 0 or self.boundary(sequence.length - 1) == sequence.length
-        if not at_boundary or len(tokens) < self.boundary(sequence.length):
+        plan, length = sequence.plan, sequence.length
+        keys = self._keys(sequence)
+        end = plan.step_end(length)
+        if not keys or not sequence.is_prefilling:
             return None
-        keys = sequence.keys or [self._sink_key(tokens, prompt_tokens)]
-        if len(keys) != num_pages(sequence.length, self.layers[0].config) + 1:
-            return None
-        return self._page_key(keys[-1], len(keys) - 1, tokens, prompt_tokens)
+        if end == plan.page_end(length):
+            return plan.page_key(keys[-1], length)
+        return self._mark_pieces(plan, keys[-1])[-1][0] if end == plan.mark else None
 
-    def extend(self, sequence: PagedSequence, tokens: Sequence[int], prompt_tokens: int) -> int:
-        """Go on with pages that the cache has; at least one token is left to run.
-
-        Args:
-            sequence: A sequence.
-            tokens: Its tokens, those to come included.
-            prompt_tokens: How many of them are its prompt.
+    def extend(self, sequence: PagedSequence) -> int:
+        """Go on with what the cache has of a sequence's next tokens, and leave one to run.
 
         Returns:
             Tokens by which the sequence grew.
         """
-        before = sequence.length
-        while self.boundary(sequence.length) < len(tokens):
-            key = self.next_key(sequence, tokens, prompt_tokens)
-            if key is None or key not in self.allocator:
+        before, plan = sequence.length, sequence.plan
+        while (keys := self._keys(sequence)) and plan.page_end(sequence.length) < len(plan.tokens):
+            key = plan.page_key(keys[-1], sequence.length)
+            if key not in self.allocator or not self._take_sinks(sequence):
                 break
-            if sequence.length == 0 and not self._take_sinks(sequence, tokens, prompt_tokens):
-                break
-            page = self.allocator.find(key)
-            assert page is not None  # noqa: S101 - it has the key
-            sequence.length = self.boundary(sequence.length)
-            sequence.pages.append(page)
+            sequence.pages.append(self.allocator.take(key))
             sequence.keys.append(key)
+            sequence.length = plan.page_end(sequence.length)
+        self._take_mark(sequence)
         return sequence.length - before
 
-    def publish(self, sequence: PagedSequence, tokens: Sequence[int], prompt_tokens: int) -> None:
-        """Let other sequences find the full pages of this one.
+    def publish(self, sequence: PagedSequence) -> None:
+        """Let other sequences find the full pages of this one, and its rows where it is at a mark.
 
-        Args:
-            sequence: A sequence.
-            tokens: Its tokens.
-            prompt_tokens: How many of them are its prompt: they came in slices that end where pages
-                end, the others one by one.
+        Where every page is held there is none to keep the sink rows, and nothing is published.
         """
-        full = num_pages(sequence.length, self.layers[0].config)
-        if full == 0:
-            return
-        if not sequence.keys and not self._keep_sinks(sequence, tokens, prompt_tokens):
+        full, plan = self._full_pages(sequence.length), sequence.plan
+        if full == 0 or not self._keep_sinks(sequence):
             return
         for index in range(len(sequence.keys) - 1, full):
-            key = self._page_key(sequence.keys[-1], index, tokens, prompt_tokens)
+            key = plan.page_key(sequence.keys[-1], self.sinks + index * self.chunk)
             sequence.pages[index] = self.allocator.publish(sequence.pages[index], key)
             sequence.keys.append(key)
+        if sequence.length == plan.mark:
+            self._keep_mark(sequence)
 
     def check(self) -> None:
         """Check that nothing is lost or owned twice, and that pages fit the lengths.
@@ -297,7 +288,7 @@ class PagedCache:
         if slots != list(range(len(self.residual_buffers[0]))):
             raise _damaged("a buffer row is lost or has two owners")
         for sequence in self._open:
-            if len(sequence.pages) < num_pages(sequence.length, self.layers[0].config):
+            if len(sequence.pages) < self._full_pages(sequence.length):
                 raise _damaged(f"the sequence of buffer row {sequence.slot} lacks pages")
         if not all(bool(np.isfinite(rows[taken]).all()) for rows in self.residual_buffers):
             raise _damaged("a residual buffer holds a value that is not finite")
@@ -311,15 +302,16 @@ class PagedCache:
         Raises:
             GearError: `BAD_REQUEST` where the cache has none or no buffer row is free; `DISK_FULL`.
         """
-        sequence = self.open()
+        plan = self._plan([*tokens, 0])  # one token more, since one is left to run
+        sequence = self.open(plan)
         if sequence is None:
             raise _no_slot()
         try:
-            if not self.extend(sequence, [*tokens, 0], len(tokens)):
+            if not self.extend(sequence):
                 raise GearError(
                     ErrorCode.BAD_REQUEST,
                     f"the cache has no page of these {len(tokens)} tokens",
-                    hint=f"generate with them first; a page ends after {self.boundary(0)} tokens",
+                    hint=f"generate with them first; a page ends after {plan.page_end(0)} tokens",
                 )
             for rows in self.residual_buffers:
                 rows[sequence.slot, :, :, self.sinks :] = 0
@@ -347,84 +339,124 @@ class PagedCache:
                 too few pages are free; `BAD_REQUEST` where no buffer row is free.
         """
         content = cache_file.read(Path(path), self.layers, kind=cache_file.PREFIX)
-        if len(content.lengths) != 1 or num_pages(content.lengths[0], self.layers[0].config) == 0:
+        if len(content.lengths) != 1 or self._full_pages(int(content.lengths[0])) == 0:
             raise _damaged(f"{path} does not hold one prefix")
         tokens: list[int] = content.token_ids[0].tolist()
-        sequence = self.open()
+        sequence = self.open(self._plan(tokens))
         if sequence is None:
             raise _no_slot()
         try:
-            if self.pages_for(len(tokens)) > self.allocator.available or not self.reserve(
-                sequence, len(tokens)
-            ):
-                raise GearError(
-                    ErrorCode.CONTEXT_EXCEEDED,
-                    f"{path} holds {len(tokens)} tokens, the cache has no room for them",
-                    hint="raise max_cache_bytes, or load it before the requests",
-                )
+            sequence.pages = self._pages_for_file(path, tokens)
             sequence.length = len(tokens)
             for index in range(len(self.layers)):
                 self.page_pools[index][sequence.pages] = content.pages[index]
                 self.residual_buffers[index][sequence.slot] = content.residual_buffers[index][0]
-            self.publish(sequence, tokens, len(tokens))
+            self.publish(sequence)
         finally:
             self.close(sequence)
         return tokens
 
-    def _take_sinks(
-        self, sequence: PagedSequence, tokens: Sequence[int], prompt_tokens: int
-    ) -> bool:
-        key = self._sink_key(tokens, prompt_tokens)
-        if self.sinks > 0:
-            sequence.sink_page = self.allocator.find(key)
+    def _plan(self, tokens: Sequence[int]) -> TokenPlan:
+        return TokenPlan(tokens, prompt_tokens=len(tokens), config=self.layers[0].config)
+
+    def _full_pages(self, length: int) -> int:
+        return num_pages(length, self.layers[0].config)
+
+    def _pages_for_file(self, path: str | Path, tokens: Sequence[int]) -> list[int]:
+        if self.pages_for(len(tokens)) > self.allocator.available:
+            raise GearError(
+                ErrorCode.CONTEXT_EXCEEDED,
+                f"{path} holds {len(tokens)} tokens, the cache has no room for them",
+                hint="raise max_cache_bytes, or load it before the requests",
+            )
+        allocated = [self.allocator.allocate() for _ in range(self._full_pages(len(tokens)))]
+        return [page for page in allocated if page is not None]
+
+    # What a sequence that joins needs beside the pages
+
+    def _keys(self, sequence: PagedSequence) -> list[bytes]:
+        """Return the keys of the sinks and of all full pages; none where these have no keys."""
+        keys = sequence.keys or [sequence.plan.sink_key()]
+        return keys if len(keys) == self._full_pages(sequence.length) + 1 else []
+
+    def _take_sinks(self, sequence: PagedSequence) -> bool:
+        """Copy the sink rows that the cache has to a sequence that holds nothing yet."""
+        if sequence.keys:
+            return True
+        key = sequence.plan.sink_key()
+        if self.sinks:
+            if key not in self.allocator:
+                return False
+            sequence.sink_page = self.allocator.take(key)
+            self._read_rows(sequence.sink_page, sequence.slot, 0, self.sinks)
+        sequence.keys = [key]
+        return True
+
+    def _keep_sinks(self, sequence: PagedSequence) -> bool:
+        """Keep the sink rows of a sequence, unless they are there."""
+        if sequence.keys:
+            return True
+        key = sequence.plan.sink_key()
+        if self.sinks:
+            sequence.sink_page = self._keep_rows(key, sequence.slot, 0, self.sinks)
             if sequence.sink_page is None:
                 return False
-            for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
-                sink_rows = rows[sequence.slot, :, :, : self.sinks]
-                words = pool[sequence.sink_page].view(rows.dtype)
-                sink_rows[:] = words[:, : sink_rows[0].size].reshape(sink_rows.shape)
         sequence.keys = [key]
         return True
 
-    def _keep_sinks(
-        self, sequence: PagedSequence, tokens: Sequence[int], prompt_tokens: int
-    ) -> bool:
-        key = self._sink_key(tokens, prompt_tokens)
-        if self.sinks > 0:
-            sequence.sink_page = self.allocator.find(key)
-            if sequence.sink_page is None:
-                page = self.allocator.allocate() if self._sinks_fit else None
-                if page is None:
-                    return False
-                for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
-                    sink_rows = rows[sequence.slot, :, :, : self.sinks]
-                    words = pool[page].view(rows.dtype)
-                    words[:, : sink_rows[0].size] = sink_rows.reshape(len(sink_rows), -1)
-                sequence.sink_page = self.allocator.publish(page, key)
-        sequence.keys = [key]
-        return True
+    def _take_mark(self, sequence: PagedSequence) -> None:
+        """Copy the rows up to the mark to a sequence at the end of the page before."""
+        plan, length = sequence.plan, sequence.length
+        if length == 0 or length != plan.page_start(plan.mark) or not self._keys(sequence):
+            return
+        pieces = self._mark_pieces(plan, sequence.keys[-1])
+        if not all(key in self.allocator for key, _, _ in pieces):
+            return
+        for key, start, end in pieces:
+            page = self.allocator.take(key)
+            row = self.sinks - length
+            self._read_rows(page, sequence.slot, row + start, row + end)
+            self.allocator.release([page])
+        sequence.length = plan.mark
 
-    @property
-    def _sinks_fit(self) -> bool:
-        """Whether the sink rows of every layer fit one of its pages."""
-        share = self.sinks / (self.sinks + self.chunk)
-        return all(buffer_bytes([layer]) * share <= page_bytes(layer) for layer in self.layers)
+    def _keep_mark(self, sequence: PagedSequence) -> None:
+        row = self.sinks - sequence.plan.page_start(sequence.length)
+        for key, start, end in self._mark_pieces(sequence.plan, sequence.keys[-1]):
+            page = self._keep_rows(key, sequence.slot, row + start, row + end)
+            if page is not None:
+                self.allocator.release([page])  # whoever takes the rows copies them
 
-    def _sink_key(self, tokens: Sequence[int], prompt_tokens: int) -> bytes:
-        # The first slice reaches to the first page's end, and kernels depend on its size.
-        return _key(b"", tokens[: self.sinks], min(prompt_tokens, self.boundary(0)))
+    def _mark_pieces(self, plan: TokenPlan, parent: bytes) -> list[tuple[bytes, int, int]]:
+        """Return key, first position and end of each page of rows up to the mark."""
+        pieces = []
+        for start in range(plan.page_start(plan.mark), plan.mark, self._rows_per_page):
+            end = min(start + self._rows_per_page, plan.mark)
+            parent = plan.rows_key(parent, start, end)
+            pieces.append((parent, start, end))
+        return pieces
 
-    def _page_key(
-        self, parent: bytes, index: int, tokens: Sequence[int], prompt_tokens: int
-    ) -> bytes:
-        start = self.sinks + index * self.chunk
-        end = start + self.chunk
-        return _key(parent, tokens[start:end], min(max(prompt_tokens - start, 0), self.chunk))
+    @cached_property
+    def _rows_per_page(self) -> int:
+        """Buffer rows, K and V, that fit a page of every layer."""
+        rows = self.sinks + self.chunk
+        return min(page_bytes(layer) * rows // buffer_bytes([layer]) for layer in self.layers)
 
+    def _keep_rows(self, key: bytes, slot: int, start: int, end: int) -> int | None:
+        """Return a page with buffer rows, held once more; None where there is no room."""
+        if key in self.allocator:
+            return self.allocator.take(key)
+        page = self.allocator.allocate() if end - start <= self._rows_per_page else None
+        if page is None:
+            return None
+        for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
+            kept = rows[slot, :, :, start:end]
+            pool[page].view(rows.dtype)[:, : kept[0].size] = kept.reshape(len(kept), -1)
+        return self.allocator.publish(page, key)
 
-def _key(parent: bytes, tokens: Sequence[int], prompt_tokens: int) -> bytes:
-    content = np.array([prompt_tokens, *tokens], np.int64).tobytes()
-    return hashlib.blake2b(parent + content, digest_size=16).digest()
+    def _read_rows(self, page: int, slot: int, start: int, end: int) -> None:
+        for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
+            kept = rows[slot, :, :, start:end]
+            kept[:] = pool[page].view(rows.dtype)[:, : kept[0].size].reshape(kept.shape)
 
 
 def _no_slot() -> GearError:

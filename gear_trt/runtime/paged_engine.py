@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.paged_cache import PagedCache, PagedSequence
 
-NewTokens = tuple[PagedSequence, Sequence[int]]
-"""A sequence and the tokens to append to it, at least one."""
-
 
 class PagedEngine:
     """A model and the paged cache it works on, for one thread.
@@ -34,27 +31,27 @@ class PagedEngine:
         self.cache = cache
         self._graph = model.backend.bind(cache)
 
-    def step(self, rows: Sequence[NewTokens]) -> NDArray[np.float32]:
-        """Append tokens and return what the model expects next.
+    def step(self, sequences: Sequence[PagedSequence]) -> NDArray[np.float32]:
+        """Do the next step of each sequence's plan and return what the model expects next.
 
         Args:
-            rows: Sequences, none twice, for whose tokens pages are reserved.
+            sequences: B sequences, none twice, that have reserved their pages.
 
         Returns:
-            [B, vocab_size] float32 logits of each row's last token.
+            [B, vocab_size] float32 logits of each sequence's newest token.
 
         Raises:
             GearError: `NON_FINITE_ACTIVATION`. No sequence has grown then, and the step may be
-                repeated: what was written is written again before it is read. This holds for new
-                tokens that do not reach from one page into the next.
+                repeated: it reaches from no page into the next, so what was written is written
+                again before it is read.
         """
-        self.cache.stage([sequence for sequence, _ in rows])
-        new_lengths = np.array([len(tokens) for _, tokens in rows], np.int32)
+        self.cache.stage(sequences)
+        new_lengths = np.array([sequence.step_tokens for sequence in sequences], np.int32)
         pad = self.model.manifest.model.pad_token_id
-        tokens_BS = np.full((len(rows), new_lengths.max()), pad, np.int64)
-        for row, (_, tokens) in zip(tokens_BS, rows, strict=True):
-            row[: len(tokens)] = tokens
+        tokens_BS = np.full((len(sequences), new_lengths.max()), pad, np.int64)
+        for row, sequence, new in zip(tokens_BS, sequences, new_lengths, strict=True):
+            row[:new] = sequence.plan.tokens[sequence.length : sequence.length + new]
         logits_BSV = self._graph.run(tokens_BS, new_lengths)
-        for sequence, tokens in rows:
-            sequence.length += len(tokens)
-        return logits_BSV[np.arange(len(rows)), new_lengths - 1].astype(np.float32)
+        for sequence, new in zip(sequences, new_lengths.tolist(), strict=True):
+            sequence.length += new
+        return logits_BSV[np.arange(len(sequences)), new_lengths - 1].astype(np.float32)

@@ -78,11 +78,10 @@ class PageAllocator:
             else:
                 self._free.append(page)
 
-    def find(self, key: bytes) -> int | None:
-        """Return the page of a key, with one holder more, or None."""
-        page = self._page_of_key.get(key)
-        if page is not None:
-            self.hold(page)
+    def take(self, key: bytes) -> int:
+        """Return the page of a key that is `in` the books, with one holder more."""
+        page = self._page_of_key[key]
+        self.hold(page)
         return page
 
     def __contains__(self, key: bytes) -> bool:
@@ -96,10 +95,9 @@ class PageAllocator:
             The page to go on with: another one where the key is known, since equal keys mean equal
             bytes; `page` has lost its holder then.
         """
-        known = self.find(key)
-        if known is not None:
+        if key in self:
             self.release([page])
-            return known
+            return self.take(key)
         self._page_of_key[key] = page
         self._key_of_page[page] = key
         return page

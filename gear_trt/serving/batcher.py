@@ -15,6 +15,7 @@ from gear_trt.errors import GearError
 from gear_trt.runtime.answer import Answer
 from gear_trt.runtime.paged_cache import PagedSequence
 from gear_trt.runtime.paged_engine import PagedEngine
+from gear_trt.runtime.token_plan import TokenPlan
 from gear_trt.serving.job import Job, Request
 from gear_trt.serving.ticket import FinishReason
 
@@ -100,7 +101,13 @@ class Batcher:
             eos_token_ids=self.engine.model.manifest.model.eos_token_ids,
             max_tokens=self.max_tokens,
         )
-        return Job(request, sample, next(self._order), answer)
+        plan = TokenPlan(
+            answer.token_ids,
+            prompt_tokens=answer.prompt_tokens,
+            config=self._cache.layers[0].config,
+            mark=request.shared_prefix,
+        )
+        return Job(request, sample, next(self._order), answer, plan)
 
     def add(self, job: Job) -> None:
         """Put the first job of a request in its place in the queue; it forks after the prompt."""
@@ -155,121 +162,111 @@ class Batcher:
         job.sequence = None
 
     def _admit(self) -> None:
-        while self._waiting and (sequence := self._cache.open()) is not None:
+        while self._waiting and (sequence := self._cache.open(self._waiting[0].plan)):
             job = self._waiting[0]
-            shared = self._cache.extend(sequence, job.answer.token_ids, job.answer.prompt_tokens)
-            if not self._has_room(job, sequence):
+            shared = self._cache.extend(sequence)
+            if not self._has_room(sequence):
                 self._cache.close(sequence)
                 return
             job.sequence = sequence
             if not job.answer.generated_tokens:
-                job.shared_tokens = min(shared, job.answer.prompt_tokens)
                 self.counts.prompt_tokens += job.answer.prompt_tokens
-                self.counts.shared_tokens += job.shared_tokens
+                self._count_shared(job, shared)
             _insert(self._running, self._waiting.pop(0))
 
-    def _has_room(self, job: Job, sequence: PagedSequence) -> bool:
-        """Whether a job's tokens fit, and a page more for every sequence that runs."""
+    def _count_shared(self, job: Job, tokens: int) -> None:
+        if not job.answer.generated_tokens:
+            job.shared_tokens += tokens
+            self.counts.shared_tokens += tokens
+
+    def _has_room(self, sequence: PagedSequence) -> bool:
+        """Whether a sequence's tokens fit, and a page more for each one that runs."""
         if not self._running:
             return True  # alone, whatever was accepted fits
-        promised = sum(
-            self._missing_pages(one, one.sequence) for one in self._running if one.sequence
-        )
-        needed = promised + len(self._running) + self._missing_pages(job, sequence)
+        promised = sum(self._missing_pages(_held(job)) for job in self._running)
+        needed = promised + len(self._running) + self._missing_pages(sequence)
         return needed <= self._cache.allocator.available
 
-    def _missing_pages(self, job: Job, sequence: PagedSequence) -> int:
-        missing = self._cache.pages_for(len(job.answer.token_ids)) - len(sequence.held_pages)
-        return max(missing, 0)
+    def _missing_pages(self, sequence: PagedSequence) -> int:
+        needed = self._cache.pages_for(len(sequence.plan.tokens))
+        return max(needed - len(sequence.held_pages), 0)
 
     # What runs
 
     def _decode(self) -> None:
-        jobs = [job for job in self._running if not self._is_prefilling(job)]
-        jobs = self._with_pages([(job, 1) for job in jobs])
-        self._run([(job, 1) for job in jobs])
+        jobs = [job for job in self._running if not _held(job).is_prefilling]
+        jobs = self._with_pages(jobs)
         self.counts.decode_tokens += len(jobs)
+        self._run(jobs)
 
     def _prefill(self) -> None:
-        slices = self._choose_slices()
-        lengths = dict(slices)
-        jobs = self._with_pages(slices)
-        self._run([(job, lengths[job]) for job in jobs])
-        self.counts.prefill_tokens += sum(lengths[job] for job in jobs)
+        jobs = self._with_pages(self._choose_prefills())
+        self.counts.prefill_tokens += sum(_held(job).step_tokens for job in jobs)
+        self._run(jobs)
 
-    def _choose_slices(self) -> list[tuple[Job, int]]:
-        """Return the next slices of the prompts whose turn it is."""
-        slices: list[tuple[Job, int]] = []
-        keys: set[bytes] = set()
-        for job in filter(self._is_prefilling, list(self._running)):
+    def _choose_prefills(self) -> list[Job]:
+        """Return the jobs whose slices come next: in their order, as many as fit together."""
+        chosen: list[Job] = []
+        keys: set[bytes | None] = set()
+        widest = 0
+        for job in self._running:
             sequence = _held(job)
-            tokens, prompt = job.answer.token_ids, job.answer.prompt_tokens
-            shared = self._cache.extend(sequence, tokens, prompt)
-            if not job.answer.generated_tokens:
-                job.shared_tokens += shared
-                self.counts.shared_tokens += shared
-            if not self._is_prefilling(job):
+            if sequence.is_prefilling:
+                self._count_shared(job, self._cache.extend(sequence))
+            if not sequence.is_prefilling:
                 continue
-            length = min(self._cache.boundary(sequence.length), prompt) - sequence.length
-            widest = max(length, *(other for _, other in slices), 0)
-            if slices and (len(slices) + 1) * widest > PREFILL_TOKENS:
+            key = self._cache.next_key(sequence)
+            if key is not None and key in keys:
+                continue  # a chosen slice makes the same page, which is there next time
+            widest = max(widest, sequence.step_tokens)
+            if chosen and (len(chosen) + 1) * widest > PREFILL_TOKENS:
                 break
-            key = self._cache.next_key(sequence, tokens, prompt)
-            if key in keys:
-                continue  # a slice of this step makes the same page: take it from there
-            if key is not None:
-                keys.add(key)
-            slices.append((job, length))
-        return slices
+            chosen.append(job)
+            keys.add(key)
+        return chosen
 
-    @staticmethod
-    def _is_prefilling(job: Job) -> bool:
-        return _held(job).length < job.answer.prompt_tokens
-
-    def _with_pages(self, wanted: Sequence[tuple[Job, int]]) -> list[Job]:
-        """Return the jobs that have pages for so many new tokens; the last in place give way."""
-        for job, new_tokens in wanted:
-            while job.sequence and not self._cache.reserve(job.sequence, new_tokens):
+    def _with_pages(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return those that have pages for their next step; the last in place give way."""
+        for job in jobs:
+            while job.sequence and not self._cache.reserve(job.sequence):
                 self._preempt(self._running[-1])
-        return [job for job, _ in wanted if job.sequence]
+        return [job for job in jobs if job.sequence]
 
     def _preempt(self, job: Job) -> None:
         """Let a job wait, and its pages be cached: what is not evicted is found again.
 
-        The rest is computed again, prompt in the same slices and answer token by token, so that it
-        gets the same values.
+        The rest is computed again in the same steps, so that it gets the same values.
         """
-        self._cache.publish(_held(job), job.answer.token_ids, job.answer.prompt_tokens)
+        self._cache.publish(_held(job))
         self._cache.close(_held(job))
         job.sequence = None
         self._running.remove(job)
         _insert(self._waiting, job)
         self.counts.preemptions += 1
 
-    def _run(self, parts: Sequence[tuple[Job, int]]) -> None:
-        """Run the next tokens of jobs; what fails together is run one by one."""
-        if not parts:
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Run the next steps of jobs together; where that fails, one by one."""
+        if not jobs:
             return
-        rows = [(_held(job), _next_tokens(job, length)) for job, length in parts]
         self.counts.steps += 1
         try:
-            logits_BV = self.engine.step(rows)
+            logits_BV = self.engine.step([_held(job) for job in jobs])
         except GearError as error:
-            if len(parts) == 1:
-                self._fail(parts[0][0], error)
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
                 return
-            for part in parts:
-                if part[0].sequence:  # its request has not failed with another sample
-                    self._run([part])
+            for job in jobs:
+                if job.sequence:  # its request has not failed with another sample
+                    self._run([job])
             return
-        for (job, _), logits_V in zip(parts, logits_BV, strict=True):
+        for job, logits_V in zip(jobs, logits_BV, strict=True):
             if job.sequence:
                 self._after_step(job, logits_V)
 
     def _after_step(self, job: Job, logits_V: NDArray[np.floating]) -> None:
         sequence = _held(job)
         if sequence.length <= job.answer.prompt_tokens:
-            self._cache.publish(sequence, job.answer.token_ids, job.answer.prompt_tokens)
+            self._cache.publish(sequence)
         if sequence.length < len(job.answer.token_ids):
             return
         for one in [job, *self._forks(job)]:
@@ -284,7 +281,7 @@ class Batcher:
         copies = [self.new_job(job.request, sample) for sample in range(1, job.request.samples)]
         for copy in copies:
             copy.shared_tokens = job.shared_tokens
-            copy.sequence = self._cache.fork(_held(job))
+            copy.sequence = self._cache.fork(_held(job), copy.plan)
             _insert(self._running if copy.sequence else self._waiting, copy)
         return copies
 
@@ -308,8 +305,3 @@ def _insert(queue: list[Job], job: Job) -> None:
 def _held(job: Job) -> PagedSequence:
     assert job.sequence is not None  # noqa: S101 - only running jobs come here
     return job.sequence
-
-
-def _next_tokens(job: Job, length: int) -> list[int]:
-    start = _held(job).length
-    return job.answer.token_ids[start : start + length]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from gear_trt.runtime.answer import Answer
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.runtime.paged_cache import PagedSequence
+from gear_trt.runtime.token_plan import TokenPlan
 from gear_trt.serving.ticket import FinishReason, Ticket, TokenEvent
 
 
@@ -22,6 +23,7 @@ class Request:
         prompt_ids: Tokens of the prompt.
         options: How each sample is generated.
         samples: How many answers are wanted.
+        shared_prefix: Tokens of the prompt that other prompts start with as well.
         turn: Place in every queue, smaller first: seconds.
         deadline: Time at which the request ends, on the scheduler's clock; infinite for none.
         logprobs: Likeliest tokens to report with each token, 0 for the chosen one's logarithm only;
@@ -32,6 +34,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     options: GenerationOptions
     samples: int
+    shared_prefix: int
     turn: float
     deadline: float
     logprobs: int | None
@@ -51,6 +54,7 @@ class Job:
         sample: Index of the sample.
         order: Unique; breaks ties between equal turns.
         answer: Its tokens.
+        plan: The steps that compute them.
         sequence: What it holds of the cache; None while it waits.
         to_fork: Whether the other samples are still to be made of it.
         shared_tokens: Tokens that it took from the cache when it first ran.
@@ -60,9 +64,10 @@ class Job:
     sample: int
     order: int
     answer: Answer
+    plan: TokenPlan
     sequence: PagedSequence | None = None
     to_fork: bool = False
-    shared_tokens: int = field(default=0)
+    shared_tokens: int = 0
 
     @property
     def place(self) -> tuple[float, int]:
@@ -78,7 +83,8 @@ class Job:
     ) -> None:
         """Hand an event to the reader."""
         wanted = self.request.logprobs
-        logprob, top = (None, ())
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if wanted is not None and token is not None and logits_V is not None:
             logprob, top = logprobs(logits_V, token, wanted)
         self.request.ticket.put(

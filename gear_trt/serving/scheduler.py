@@ -28,6 +28,8 @@ SECONDS_PER_PRIORITY = 10.0
 SECONDS_PER_TOKEN = 0.0025
 """A request overtakes those whose prompt is longer by this much time of prefill, and no others: so
 short prompts do not wait for long ones, and long ones are not overtaken for ever."""
+MAX_SAMPLES = 128
+"""Answers that one request may ask for."""
 
 Result = TypeVar("Result")
 
@@ -103,6 +105,10 @@ class Scheduler:
         max_waiting: int = 256,
         threads: int | None = None,
     ) -> None:
+        sizes = {"max_batch": max_batch, "max_waiting": max_waiting, "threads": threads}
+        for name, value in sizes.items():
+            if value is not None:
+                _check_range(name, value, 1)
         if not isinstance(model, Model):
             model = Model.open(Path(model), threads=threads or len(os.sched_getaffinity(0)))
         self.model = model
@@ -150,6 +156,7 @@ class Scheduler:
         options: GenerationOptions | None = None,
         *,
         n: int = 1,
+        shared_prefix: int = 0,
         priority: int = 0,
         timeout_s: float | None = None,
         logprobs: int | None = None,
@@ -160,6 +167,9 @@ class Scheduler:
             prompt_ids: Tokens of the prompt.
             options: How to generate; None means the defaults.
             n: Answers wanted. They share the prompt's pages; a seed counts up from one to the next.
+            shared_prefix: Tokens at the prompt's start that other prompts have as well, such as a
+                system prompt. Whole pages are shared without it; with it also the rest. It is part
+                of the request: answers may differ slightly with it and without.
             priority: Above 0 overtakes earlier requests, below 0 gives way to later ones.
             timeout_s: Seconds from now after which the request ends.
             logprobs: Likeliest tokens to report with each token; 0 means the logarithm of the
@@ -169,13 +179,16 @@ class Scheduler:
             GearError: `EMPTY_PROMPT`, `BAD_REQUEST`, `CONTEXT_EXCEEDED` where the prompt is too
                 long; `QUEUE_FULL`; `CLOSED`.
         """
-        self._check(prompt_ids, n=n, timeout_s=timeout_s, logprobs=logprobs)
+        self._check(
+            prompt_ids, n=n, shared_prefix=shared_prefix, timeout_s=timeout_s, logprobs=logprobs
+        )
         now = time.monotonic()
         request = Request(
             ticket=Ticket(n),
             prompt_ids=tuple(map(int, prompt_ids)),
             options=options or GenerationOptions(),
             samples=n,
+            shared_prefix=shared_prefix,
             turn=now - priority * SECONDS_PER_PRIORITY + len(prompt_ids) * SECONDS_PER_TOKEN,
             deadline=float("inf") if timeout_s is None else now + timeout_s,
             logprobs=logprobs,
@@ -228,7 +241,13 @@ class Scheduler:
             self._thread.join()
 
     def _check(
-        self, prompt_ids: Sequence[int], *, n: int, timeout_s: float | None, logprobs: int | None
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        n: int,
+        shared_prefix: int,
+        timeout_s: float | None,
+        logprobs: int | None,
     ) -> None:
         model = self.model.manifest.model
         pad_rows([prompt_ids], batch=1, model=model)
@@ -240,16 +259,9 @@ class Scheduler:
                 if self.max_tokens == model.max_context
                 else "shorten the prompt, or raise max_cache_bytes",
             )
-        for name, value, low, high in (
-            ("n", n, 1, 128),
-            ("logprobs", logprobs or 0, 0, model.vocab_size - 1),
-        ):
-            if not low <= value <= high:
-                raise GearError(
-                    ErrorCode.BAD_REQUEST,
-                    f"{name} is {value}",
-                    hint=f"it must be {low} or more, and {high} or less",
-                )
+        _check_range("n", n, 1, MAX_SAMPLES)
+        _check_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
+        _check_range("logprobs", logprobs or 0, 0, model.vocab_size - 1)
         if timeout_s is not None and not timeout_s > 0:
             raise GearError(
                 ErrorCode.BAD_REQUEST, f"timeout_s is {timeout_s}", hint="it must be above 0"
@@ -333,3 +345,12 @@ def _answer(call: Callable[[], Any], future: Future[Any]) -> None:
         future.set_result(call())
     except Exception as error:  # the caller raises it
         future.set_exception(error)
+
+
+def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"{name} is {value}",
+            hint=f"it must be {low} or more{'' if high is None else f', and {high} or less'}",
+        )

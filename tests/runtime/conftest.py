@@ -1,5 +1,6 @@
 import pytest
 
+from gear_trt.runtime.model import Model
 from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
 from tests.portable import portable_kernels  # noqa: F401 - a fixture
@@ -17,3 +18,8 @@ def exact_folder(tmp_path_factory):
     """The same model with a lossless cache: how tokens are batched must not matter."""
     toy = ToyModel(config=CompressionConfig.preset("exact"))
     return write_engine(tmp_path_factory.mktemp("engine") / "exact", toy)
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_folder):
+    return Model.open(toy_folder, threads=1)
