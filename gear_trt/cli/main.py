@@ -9,6 +9,7 @@ from gear_trt.cli.doctor import doctor
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
 from gear_trt.cli.serve import serve
+from gear_trt.cli.triton import triton
 
 app = typer.Typer(
     name="gear",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(serve)
+app.command()(triton)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(bench, name="bench")

@@ -8,18 +8,10 @@ from typing import Annotated
 import typer
 
 from gear_trt.cli import _ui
+from gear_trt.cli._types import parse_bytes
 
 SCHEMA = "gear.serve/1"
 _LIMITS = "Limits: what is beyond them is refused"
-
-
-def _bytes(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise typer.BadParameter(f"{text} is no size; write 512MiB or 2GiB") from None
 
 
 def serve(
@@ -42,7 +34,7 @@ def serve(
     max_cache: Annotated[
         int,
         typer.Option(
-            parser=_bytes, metavar="SIZE", help="Memory of the compressed cache, all answers."
+            parser=parse_bytes, metavar="SIZE", help="Memory of the compressed cache, all answers."
         ),
     ] = "1GiB",  # type: ignore[assignment] # typer parses defaults
     max_batch: Annotated[
@@ -71,7 +63,7 @@ def serve(
     max_body: Annotated[
         int,
         typer.Option(
-            parser=_bytes, metavar="SIZE", help="Of one request.", rich_help_panel=_LIMITS
+            parser=parse_bytes, metavar="SIZE", help="Of one request.", rich_help_panel=_LIMITS
         ),
     ] = "1MiB",  # type: ignore[assignment]
     timeout: Annotated[
