@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from gear_trt.serving.limits import Seat
 from gear_trt.serving.metrics import AnswerWatch
@@ -39,7 +39,7 @@ class Answers:
         self._newest: dict[int, TokenEvent] = {}
         self._unfinished = set(range(len(watches)))
 
-    async def events(self) -> AsyncIterator[IndexedEvent]:
+    async def events(self) -> AsyncGenerator[IndexedEvent, None]:
         """Yield the events of all answers as they come.
 
         Raises:

@@ -8,14 +8,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gear_trt.runtime.manifest import ModelFacts
-from gear_trt.runtime.text import Messages, encode_prompt
+from gear_trt.runtime.text import encode_prompt
 from gear_trt.serving.failures import ApiError
 from gear_trt.serving.responses import TokenLogprob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prompt = str | Messages | list[int]
+Prompt = str | list[dict[str, str]] | tuple[int, ...]
 """Text as it is, messages for the chat template, or tokens."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -49,7 +49,7 @@ class Prompts:
             return [await asyncio.to_thread(self._encode, prompt) for prompt in prompts]
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if prompt and isinstance(prompt[0], int):
+        if isinstance(prompt, tuple):
             ids = self._checked(prompt)
         else:
             ids = encode_prompt(self._tokenizer, prompt, chat=False)
@@ -61,14 +61,14 @@ class Prompts:
             )
         return ids
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def _checked(self, ids: tuple[int, ...]) -> list[int]:
         if max(ids) >= self._vocab_size:
             raise ApiError(
                 400,
                 f"token {max(ids)} does not exist: the vocabulary ends at {self._vocab_size - 1}",
                 param="prompt",
             )
-        return ids
+        return list(ids)
 
 
 class TokenTexts:
@@ -82,7 +82,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         # Some decoders drop the space before the first token, so none is decoded as the first.
         self._before = tokenizer("a", add_special_tokens=False).input_ids
-        self._before_text = tokenizer.decode(self._before)
+        self._before_text = str(tokenizer.decode(self._before))
         self.of = lru_cache(maxsize=1 << 14)(self._of)
 
     def _of(self, token: int) -> str:

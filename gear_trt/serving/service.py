@@ -78,7 +78,8 @@ class Service:
         """Continue texts; raises as `chat` does."""
         with_logprobs = request.logprobs is not None
         writer = TextWriter(self._head("cmpl", request), with_logprobs=with_logprobs)
-        return await self._complete(request, request.prompt, writer, http)
+        prompts = [one if isinstance(one, str) else tuple(one) for one in request.prompt]
+        return await self._complete(request, prompts, writer, http)
 
     def check_model(self, name: str) -> None:
         """Refuse any name but the served model's.

@@ -242,6 +242,16 @@ def test_body_that_is_no_json(url):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_body_that_does_not_say_it_is_json(url, scheduler):
+    """A page of another origin can send such bodies without asking."""
+    body = b'{"model": "toy", "prompt": "Hi"}'
+    answer = httpx.post(
+        f"{url}/v1/completions", content=body, headers={"Content-Type": "text/plain"}
+    )
+    assert answer.status_code == 400
+    assert not scheduler.requests
+
+
 def test_other_models_and_paths(client, url):
     with pytest.raises(openai.NotFoundError, match="this server has 'toy'") as missing:
         client.chat.completions.create(model="gpt", messages=HELLO)
