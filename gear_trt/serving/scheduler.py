@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.checks import in_range
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.runtime.paged_cache import PagedCache
@@ -105,14 +105,12 @@ class Scheduler:
         max_waiting: int = 256,
         threads: int | None = None,
     ) -> None:
-        sizes = {"max_batch": max_batch, "max_waiting": max_waiting, "threads": threads}
-        for name, value in sizes.items():
-            if value is not None:
-                _check_range(name, value, 1)
+        in_range("max_batch", max_batch, 1)
+        in_range("max_waiting", max_waiting, 1)
         if not isinstance(model, Model):
-            model = Model.open(Path(model), threads=threads or len(os.sched_getaffinity(0)))
-        self.model = model
+            model = Model.open(Path(model), threads=threads)
         _ = model.tokenizer  # a folder without one is refused here
+        self.model = model
         cache = PagedCache.within(model.manifest.layers, max_bytes=max_cache_bytes, slots=max_batch)
         self._batcher = Batcher(PagedEngine(model, cache))
         self._cache = cache
@@ -253,9 +251,9 @@ class Scheduler:
                 if self.max_tokens == model.max_context
                 else "shorten the prompt, or raise max_cache_bytes",
             )
-        _check_range("n", n, 1, MAX_SAMPLES)
-        _check_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
-        _check_range("logprobs", logprobs or 0, 0, model.vocab_size - 1)
+        in_range("n", n, 1, MAX_SAMPLES)
+        in_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
+        in_range("logprobs", logprobs or 0, 0, model.vocab_size - 1)
         if timeout_s is not None and not timeout_s > 0:
             raise GearError(
                 ErrorCode.BAD_REQUEST, f"timeout_s is {timeout_s}", hint="it must be above 0"
@@ -294,7 +292,7 @@ class Scheduler:
                 self._batcher.add(self._inbox.popleft())
             self._stats = self._read_stats()
         for call, future in calls:
-            _answer(call, future)
+            _resolve(future, call)
         return not self._is_closed or (
             self._batcher.waiting + self._batcher.running > 0
             and time.monotonic() < self._drain_until
@@ -334,17 +332,8 @@ class Scheduler:
         )
 
 
-def _answer(call: Callable[[], Any], future: Future[Any]) -> None:
+def _resolve(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
         future.set_result(call())
     except Exception as error:  # the caller raises it
         future.set_exception(error)
-
-
-def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
-    if value < low or (high is not None and value > high):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            f"{name} is {value}",
-            hint=f"it must be {low} or more{'' if high is None else f', and {high} or less'}",
-        )
