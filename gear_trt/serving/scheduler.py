@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -120,7 +120,6 @@ class Scheduler:
         self._changed = threading.Condition()
         self._is_closed = False
         self._drain_until = 0.0
-        self._stats = self._read_stats()
         self._thread = threading.Thread(target=self._loop, name="gear-scheduler", daemon=True)
         self._thread.start()
 
@@ -188,7 +187,7 @@ class Scheduler:
         job = self._batcher.new_job(request)
         with self._changed:
             self._check_open()
-            if self._stats.waiting + len(self._inbox) >= self._max_waiting:
+            if self._batcher.waiting + len(self._inbox) >= self._max_waiting:
                 raise GearError(
                     ErrorCode.QUEUE_FULL,
                     f"{self._max_waiting} requests are waiting already",
@@ -199,9 +198,25 @@ class Scheduler:
         return request.ticket
 
     def stats(self) -> SchedulerStats:
-        """Return the state after the last step."""
-        with self._changed:
-            return replace(self._stats, waiting=self._stats.waiting + len(self._inbox))
+        """Return the state of this moment."""
+        counts, cache = self._batcher.counts, self._cache
+        return SchedulerStats(
+            running=self._batcher.running,
+            waiting=self._batcher.waiting + len(self._inbox),
+            cache_bytes_used=cache.nbytes,
+            cache_bytes_cached=cache.cached_bytes,
+            cache_bytes_total=cache.allocated_bytes,
+            fp16_bytes=cache.fp16_bytes,
+            prompt_tokens=counts.prompt_tokens,
+            shared_tokens=counts.shared_tokens,
+            prefill_tokens=counts.prefill_tokens,
+            generated_tokens=counts.generated_tokens,
+            preemptions=counts.preemptions,
+            evictions=cache.allocator.evictions,
+            finished=counts.finished,
+            cancelled=counts.cancelled,
+            failed=counts.failed,
+        )
 
     def check(self) -> None:
         """Check that no page and no buffer row is lost or owned twice.
@@ -276,8 +291,6 @@ class Scheduler:
         try:
             while self._take_work():
                 self._batcher.step()
-                with self._changed:
-                    self._stats = self._read_stats()
         except BaseException as error:
             self._end(error)
             raise
@@ -290,7 +303,6 @@ class Scheduler:
             calls, self._calls = self._calls, deque()
             while self._inbox:
                 self._batcher.add(self._inbox.popleft())
-            self._stats = self._read_stats()
         for call, future in calls:
             _resolve(future, call)
         return not self._is_closed or (
@@ -304,32 +316,11 @@ class Scheduler:
     def _end(self, error: BaseException) -> None:
         with self._changed:
             self._is_closed = True
-            self._batcher.fail_all(error)
             for job in self._inbox:
                 job.request.ticket.fail(error)
             for _, future in self._calls:
                 future.set_exception(error)
-            self._stats = self._read_stats()
-
-    def _read_stats(self) -> SchedulerStats:
-        counts, cache = self._batcher.counts, self._cache
-        return SchedulerStats(
-            running=self._batcher.running,
-            waiting=self._batcher.waiting,
-            cache_bytes_used=cache.nbytes,
-            cache_bytes_cached=cache.cached_bytes,
-            cache_bytes_total=cache.allocated_bytes,
-            fp16_bytes=cache.fp16_bytes,
-            prompt_tokens=counts.prompt_tokens,
-            shared_tokens=counts.shared_tokens,
-            prefill_tokens=counts.prefill_tokens,
-            generated_tokens=counts.generated_tokens,
-            preemptions=counts.preemptions,
-            evictions=cache.allocator.evictions,
-            finished=counts.finished,
-            cancelled=counts.cancelled,
-            failed=counts.failed,
-        )
+            self._batcher.fail_all(error)
 
 
 def _resolve(future: Future[Any], call: Callable[[], Any]) -> None:
