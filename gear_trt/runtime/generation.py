@@ -133,7 +133,7 @@ class Generation:
             cache.reset()
 
     def _prefill(self) -> FloatArray | None:
-        """Run the prompt in the slices that a scheduler runs it in, so that the tokens are equal."""
+        """Run the prompt in the slices of a scheduler, so that the tokens are the same."""
         prompt_ids = self._answer.token_ids
         config = self._engine.cache.layers[0].config
         plan = TokenPlan(prompt_ids, prompt_tokens=len(prompt_ids), config=config)

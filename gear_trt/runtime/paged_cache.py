@@ -165,7 +165,8 @@ class PagedCache:
     @property
     def fp16_bytes(self) -> int:
         """Bytes that an FP16 cache takes for the tokens of all open sequences, unshared."""
-        return fp16_bytes_per_token(self.layers) * sum(one.length for one in self._open)
+        lengths = [one.length for one in tuple(self._open)]  # other threads may ask
+        return fp16_bytes_per_token(self.layers) * sum(lengths)
 
     def pages_for(self, length: int) -> int:
         """Return the pages that a sequence of `length` tokens has, its sink page included."""

@@ -6,7 +6,7 @@ import bisect
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,7 @@ class Counts:
         prompt_tokens: Tokens of all prompts that began to run.
         shared_tokens: Of these, tokens whose pages were there already.
         prefill_tokens: Prompt tokens computed, those of pre-empted prompts again.
-        decode_tokens: Tokens computed one by one, replayed ones included.
         generated_tokens: Tokens handed to readers.
-        steps: Runs of the graph.
         preemptions: Times that a sequence gave way for lack of pages.
         finished: Samples that ended by themselves.
         cancelled: Samples that were cancelled or whose time was up.
@@ -43,9 +41,7 @@ class Counts:
     prompt_tokens: int = 0
     shared_tokens: int = 0
     prefill_tokens: int = 0
-    decode_tokens: int = 0
     generated_tokens: int = 0
-    steps: int = 0
     preemptions: int = 0
     finished: int = 0
     cancelled: int = 0
@@ -122,9 +118,13 @@ class Batcher:
         self._prefill()
 
     def fail_all(self, error: BaseException) -> None:
-        """End every job with an error."""
-        for job in [*self._running, *self._waiting]:
-            self._fail(job, error)
+        """End every job with an error; readers hear of it whatever state the cache is in."""
+        jobs = [*self._running, *self._waiting]
+        for ticket in {job.request.ticket for job in jobs}:
+            ticket.fail(error)
+        for job in jobs:
+            self._remove(job)
+            self.counts.failed += 1
 
     # Who is in
 
@@ -139,11 +139,10 @@ class Batcher:
     def _end_early(self, job: Job, reason: FinishReason) -> None:
         samples = range(job.request.samples) if job.to_fork else [job.sample]
         text = job.answer.flush()
-        for sample in samples:
-            job.sample = sample
-            job.emit(text, None, reason)
-            self.counts.cancelled += 1
         self._remove(job)
+        for sample in samples:
+            self.counts.cancelled += 1
+            replace(job, sample=sample).emit(text, None, reason)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """End all samples of a job's request."""
@@ -195,9 +194,7 @@ class Batcher:
 
     def _decode(self) -> None:
         jobs = [job for job in self._running if not _held(job).is_prefilling]
-        jobs = self._with_pages(jobs)
-        self.counts.decode_tokens += len(jobs)
-        self._run(jobs)
+        self._run(self._with_pages(jobs))
 
     def _prefill(self) -> None:
         jobs = self._with_pages(self._choose_prefills())
@@ -248,7 +245,6 @@ class Batcher:
         """Run the next steps of jobs together; where that fails, one by one."""
         if not jobs:
             return
-        self.counts.steps += 1
         try:
             logits_BV = self.engine.step([_held(job) for job in jobs])
         except GearError as error:
@@ -292,10 +288,10 @@ class Batcher:
             self._fail(job, error)
             return
         self.counts.generated_tokens += 1
-        job.emit(newest.text, newest.token, newest.finish_reason, logits_V)
         if newest.finish_reason is not None:
             self.counts.finished += 1
             self._remove(job)
+        job.emit(newest.text, newest.token, newest.finish_reason, logits_V)
 
 
 def _insert(queue: list[Job], job: Job) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.checks import in_range
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.runtime.paged_cache import PagedCache
@@ -105,14 +105,12 @@ class Scheduler:
         max_waiting: int = 256,
         threads: int | None = None,
     ) -> None:
-        sizes = {"max_batch": max_batch, "max_waiting": max_waiting, "threads": threads}
-        for name, value in sizes.items():
-            if value is not None:
-                _check_range(name, value, 1)
+        in_range("max_batch", max_batch, 1)
+        in_range("max_waiting", max_waiting, 1)
         if not isinstance(model, Model):
-            model = Model.open(Path(model), threads=threads or len(os.sched_getaffinity(0)))
-        self.model = model
+            model = Model.open(Path(model), threads=threads)
         _ = model.tokenizer  # a folder without one is refused here
+        self.model = model
         cache = PagedCache.within(model.manifest.layers, max_bytes=max_cache_bytes, slots=max_batch)
         self._batcher = Batcher(PagedEngine(model, cache))
         self._cache = cache
@@ -122,7 +120,6 @@ class Scheduler:
         self._changed = threading.Condition()
         self._is_closed = False
         self._drain_until = 0.0
-        self._stats = self._read_stats()
         self._thread = threading.Thread(target=self._loop, name="gear-scheduler", daemon=True)
         self._thread.start()
 
@@ -196,7 +193,7 @@ class Scheduler:
         job = self._batcher.new_job(request)
         with self._changed:
             self._check_open()
-            if self._stats.waiting + len(self._inbox) >= self._max_waiting:
+            if self._batcher.waiting + len(self._inbox) >= self._max_waiting:
                 raise GearError(
                     ErrorCode.QUEUE_FULL,
                     f"{self._max_waiting} requests are waiting already",
@@ -207,9 +204,25 @@ class Scheduler:
         return request.ticket
 
     def stats(self) -> SchedulerStats:
-        """Return the state after the last step."""
-        with self._changed:
-            return replace(self._stats, waiting=self._stats.waiting + len(self._inbox))
+        """Return the state of this moment."""
+        counts, cache = self._batcher.counts, self._cache
+        return SchedulerStats(
+            running=self._batcher.running,
+            waiting=self._batcher.waiting + len(self._inbox),
+            cache_bytes_used=cache.nbytes,
+            cache_bytes_cached=cache.cached_bytes,
+            cache_bytes_total=cache.allocated_bytes,
+            fp16_bytes=cache.fp16_bytes,
+            prompt_tokens=counts.prompt_tokens,
+            shared_tokens=counts.shared_tokens,
+            prefill_tokens=counts.prefill_tokens,
+            generated_tokens=counts.generated_tokens,
+            preemptions=counts.preemptions,
+            evictions=cache.allocator.evictions,
+            finished=counts.finished,
+            cancelled=counts.cancelled,
+            failed=counts.failed,
+        )
 
     def check(self) -> None:
         """Check that no page and no buffer row is lost or owned twice.
@@ -259,9 +272,9 @@ class Scheduler:
                 if self.max_tokens == model.max_context
                 else "shorten the prompt, or raise max_cache_bytes",
             )
-        _check_range("n", n, 1, MAX_SAMPLES)
-        _check_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
-        _check_range("logprobs", logprobs or 0, 0, model.vocab_size - 1)
+        in_range("n", n, 1, MAX_SAMPLES)
+        in_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
+        in_range("logprobs", logprobs or 0, 0, model.vocab_size - 1)
         if timeout_s is not None and not timeout_s > 0:
             raise GearError(
                 ErrorCode.BAD_REQUEST, f"timeout_s is {timeout_s}", hint="it must be above 0"
@@ -284,8 +297,6 @@ class Scheduler:
         try:
             while self._take_work():
                 self._batcher.step()
-                with self._changed:
-                    self._stats = self._read_stats()
         except BaseException as error:
             self._end(error)
             raise
@@ -298,9 +309,8 @@ class Scheduler:
             calls, self._calls = self._calls, deque()
             while self._inbox:
                 self._batcher.add(self._inbox.popleft())
-            self._stats = self._read_stats()
         for call, future in calls:
-            _answer(call, future)
+            _resolve(future, call)
         return not self._is_closed or (
             self._batcher.waiting + self._batcher.running > 0
             and time.monotonic() < self._drain_until
@@ -312,45 +322,15 @@ class Scheduler:
     def _end(self, error: BaseException) -> None:
         with self._changed:
             self._is_closed = True
-            self._batcher.fail_all(error)
             for job in self._inbox:
                 job.request.ticket.fail(error)
             for _, future in self._calls:
                 future.set_exception(error)
-            self._stats = self._read_stats()
-
-    def _read_stats(self) -> SchedulerStats:
-        counts, cache = self._batcher.counts, self._cache
-        return SchedulerStats(
-            running=self._batcher.running,
-            waiting=self._batcher.waiting,
-            cache_bytes_used=cache.nbytes,
-            cache_bytes_cached=cache.cached_bytes,
-            cache_bytes_total=cache.allocated_bytes,
-            fp16_bytes=cache.fp16_bytes,
-            prompt_tokens=counts.prompt_tokens,
-            shared_tokens=counts.shared_tokens,
-            prefill_tokens=counts.prefill_tokens,
-            generated_tokens=counts.generated_tokens,
-            preemptions=counts.preemptions,
-            evictions=cache.allocator.evictions,
-            finished=counts.finished,
-            cancelled=counts.cancelled,
-            failed=counts.failed,
-        )
+            self._batcher.fail_all(error)
 
 
-def _answer(call: Callable[[], Any], future: Future[Any]) -> None:
+def _resolve(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
         future.set_result(call())
     except Exception as error:  # the caller raises it
         future.set_exception(error)
-
-
-def _check_range(name: str, value: int, low: int, high: int | None = None) -> None:
-    if value < low or (high is not None and value > high):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            f"{name} is {value}",
-            hint=f"it must be {low} or more{'' if high is None else f', and {high} or less'}",
-        )

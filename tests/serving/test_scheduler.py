@@ -7,6 +7,7 @@ import pytest
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.engine import Engine
+from gear_trt.runtime.footprint import buffer_bytes, fp16_bytes_per_token, page_bytes
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.serving import Scheduler
@@ -39,29 +40,29 @@ def scheduler(model):
 
 
 class Held:
-    """The toy model's graph, which waits before every run until the test lets it go on."""
+    """The toy model's graph, which does as many runs as the test allows."""
 
     def __init__(self, backend):
         self.backend = backend
-        self.go_on = threading.Event()
+        self.runs = threading.Semaphore(0)
 
     def bind(self, cache):
         self.graph = self.backend.bind(cache)
         return self
 
     def run(self, tokens_BS, new_lengths):
-        self.go_on.wait()
+        self.runs.acquire()
         return self.graph.run(tokens_BS, new_lengths)
 
 
 @pytest.fixture
 def held(model):
-    """A scheduler of one request at a time and two that wait; and what lets it go on."""
+    """A scheduler of one request at a time and two that wait; and what allows it runs."""
     backend = Held(model.backend)
     slow = Model(model._folder, model.manifest, backend)
     with Scheduler(slow, max_cache_bytes=MEGABYTES, max_batch=1, max_waiting=2) as scheduler:
-        yield scheduler, backend.go_on
-        backend.go_on.set()
+        yield scheduler, backend.runs.release
+        backend.runs.release(1000)
 
 
 def test_text_and_tokens_are_those_of_an_engine(scheduler, model):
@@ -119,15 +120,21 @@ def test_many_threads(scheduler):
 
 
 def test_stats_while_running(held):
-    scheduler, go_on = held
-    tickets = [scheduler.submit(TEXT[:200], options()) for _ in range(2)]
-    go_on.set()
-    list(tickets[0])
-    go_on.clear()
+    scheduler, allow = held
+    events = iter(scheduler.submit(TEXT[:200], options()))
+    waiting = scheduler.submit(TEXT[:200], options())
+    allow(6)  # four slices and two tokens
+    for _ in range(3):
+        next(events)
     stats = scheduler.stats()
-    assert stats.running + stats.waiting <= 1
-    go_on.set()
-    list(tickets[1])
+    layers = scheduler.model.manifest.layers
+    assert (stats.running, stats.waiting) == (1, 1)
+    assert stats.fp16_bytes == 202 * fp16_bytes_per_token(layers)
+    assert stats.cache_bytes_used == buffer_bytes(layers) + 4 * sum(map(page_bytes, layers))
+    assert stats.generated_tokens == 3
+    allow(1000)
+    assert len(tokens(waiting)) == 6
+    assert scheduler.stats().running == 0
 
 
 # Refusals
@@ -182,7 +189,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
 
 
 def test_a_full_queue_refuses_and_recovers(held):
-    scheduler, go_on = held
+    scheduler, allow = held
     accepted = []
     error = None
     while error is None:
@@ -192,7 +199,7 @@ def test_a_full_queue_refuses_and_recovers(held):
             error = refused
     assert error.code is ErrorCode.QUEUE_FULL
     assert 2 <= len(accepted) <= 3
-    go_on.set()
+    allow(1000)
     assert len({tuple(tokens(ticket)) for ticket in accepted}) == 1
     assert len(tokens(scheduler.submit(TEXT[:9], options()))) == 6
 
@@ -215,22 +222,22 @@ def test_a_prefix_goes_from_one_scheduler_to_another(scheduler, model, tmp_path)
 
 
 def test_cancelled_and_overdue_requests_end(held):
-    scheduler, go_on = held
+    scheduler, allow = held
     running = scheduler.submit(TEXT[:9], options(max_new_tokens=300))
     overdue = scheduler.submit(TEXT[:9], options(), timeout_s=1e-3)
     running.cancel()
-    go_on.set()
+    allow(1000)
     assert list(running)[-1].finish_reason == "cancelled"
     assert list(overdue)[-1].finish_reason in ("timeout", "length")
     assert scheduler.stats().cancelled >= 1
 
 
 def test_closing_ends_what_is_left(held):
-    scheduler, go_on = held
+    scheduler, allow = held
     tickets = [scheduler.submit(TEXT[:9], options(max_new_tokens=300)) for _ in range(2)]
     closing = threading.Thread(target=scheduler.close)
     closing.start()
-    go_on.set()
+    allow(1000)
     closing.join()
     for ticket in tickets:
         refusal(ErrorCode.CLOSED, list, ticket)
@@ -250,11 +257,11 @@ def test_draining_lets_requests_finish(model):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_reaches_every_reader(held):
     """What no request can cause ends the scheduler, and nobody waits for ever."""
-    scheduler, go_on = held
+    scheduler, allow = held
     ticket = scheduler.submit(TEXT[:9], options())
     scheduler._batcher._decode = None
     scheduler._batcher._prefill = None
-    go_on.set()
+    allow(1000)
     with pytest.raises(TypeError):
         list(ticket)
     scheduler._thread.join()
