@@ -1,5 +1,6 @@
 """The server over the real scheduler and a toy engine: the same tokens as alone, and no leak."""
 
+import asyncio
 import math
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from benchmarks import server_load
 from gear_trt.runtime.engine import load
 from gear_trt.serving import Scheduler
 from gear_trt.spec import CompressionConfig
@@ -170,3 +172,17 @@ def test_many_streams_at_once(tmp_path):
         metrics = httpx.get(f"{url}/metrics").text
         assert 'finish_reason="error"' not in metrics
         assert 'path="/v1/completions",status="429"' in metrics
+
+
+def test_load(scheduler):
+    """Twice as many streams as seats: some are sent away and come again, none fails."""
+    with serving(scheduler, limits=replace(LIMITS, answers=4)) as url:
+        load = asyncio.run(server_load.run(url, streams=8, seconds=2, prompt_words=(1, 40)))
+        wait_until(lambda: scheduler.stats().running == 0)
+    assert load.errors == []
+    assert load.ended > 0
+    assert load.sent_away > 0
+    assert load.summary()["inter_token_ms"]["p50"] > 0
+    scheduler.check()
+    with pytest.raises(ValueError, match="is not this machine"):
+        asyncio.run(server_load.run("http://192.0.2.1", streams=1, seconds=1))
