@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks import demo
 from benchmarks.records import append_rows
 from benchmarks.report import TARGET
-from gear_trt.bench.machine import Neighbours
+from gear_trt.bench.machine import Neighbours, peak_memory_bytes
 from gear_trt.errors import GearError
 from gear_trt.reference.cache import num_pages
 from gear_trt.runtime.footprint import buffer_bytes, fp16_bytes_per_token, page_bytes
@@ -283,6 +283,7 @@ def measure_streams(model: Model, minutes: float) -> tuple[Record, list[Promise]
         "cache_bytes_total": stats.cache_bytes_total,
         "preemptions": stats.preemptions,
         "evictions": stats.evictions,
+        "peak_memory_bytes": peak_memory_bytes(),
         "other_cores": other_cores,
     }
     steadiness = float(np.quantile(gaps, 0.99) / np.median(gaps))
@@ -305,10 +306,12 @@ def _read(
     started = time.perf_counter()
 
     def read(stream: Stream) -> None:
-        while not stream.first or time.perf_counter() - started < 60 * minutes:
+        is_time_up = False
+        while not is_time_up:
             with lock:
                 prompt = prompts.question()
             stream.ask(scheduler, prompt)
+            is_time_up = time.perf_counter() - started >= 60 * minutes
 
     readers = [threading.Thread(target=read, args=(stream,)) for stream in streams]
     for reader in readers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.reference.cache import num_pages
-from gear_trt.runtime import cache_file
 from gear_trt.runtime.cache import empty_pool
 from gear_trt.runtime.footprint import (
     buffer_bytes,
@@ -22,7 +20,7 @@ from gear_trt.runtime.footprint import (
     page_bytes,
 )
 from gear_trt.runtime.manifest import LayerFacts
-from gear_trt.runtime.pages import PageAllocator
+from gear_trt.runtime.pages import PageAllocator, damaged
 from gear_trt.runtime.token_plan import TokenPlan
 
 IntArray = NDArray[np.int32]
@@ -207,13 +205,18 @@ class PagedCache:
             rows[copy.slot] = rows[sequence.slot]
         return copy
 
-    def reserve(self, sequence: PagedSequence) -> bool:
-        """Give a sequence the page that its next step fills.
+    def reserve(self, sequence: PagedSequence, *, up_to: int | None = None) -> bool:
+        """Give a sequence the pages that it fills.
+
+        Args:
+            sequence: A sequence.
+            up_to: Tokens for which it needs pages; None means those after its next step.
 
         Returns:
-            False where none is left.
+            False where too few are left; it keeps those it got.
         """
-        needed = self._full_pages(sequence.length + sequence.step_tokens)
+        length = sequence.length + sequence.step_tokens if up_to is None else up_to
+        needed = self._full_pages(length)
         while len(sequence.pages) < needed:
             page = self.allocator.allocate()
             if page is None:
@@ -287,91 +290,15 @@ class PagedCache:
         taken = [sequence.slot for sequence in self._open]
         slots = sorted([*taken, *self._free_slots])
         if slots != list(range(len(self.residual_buffers[0]))):
-            raise _damaged("a buffer row is lost or has two owners")
+            raise damaged("a buffer row is lost or has two owners")
         for sequence in self._open:
             if len(sequence.pages) < self._full_pages(sequence.length):
-                raise _damaged(f"the sequence of buffer row {sequence.slot} lacks pages")
+                raise damaged(f"the sequence of buffer row {sequence.slot} lacks pages")
         if not all(bool(np.isfinite(rows[taken]).all()) for rows in self.residual_buffers):
-            raise _damaged("a residual buffer holds a value that is not finite")
-
-    def save_prefix(self, path: str | Path, tokens: Sequence[int]) -> int:
-        """Write the pages that the cache has for the start of a prompt to a safetensors file.
-
-        Returns:
-            Tokens that the file holds.
-
-        Raises:
-            GearError: `BAD_REQUEST` where the cache has none or no buffer row is free; `DISK_FULL`.
-        """
-        plan = self._plan([*tokens, 0])  # one token more, since one is left to run
-        sequence = self.open(plan)
-        if sequence is None:
-            raise _no_slot()
-        try:
-            if not self.extend(sequence):
-                raise GearError(
-                    ErrorCode.BAD_REQUEST,
-                    f"the cache has no page of these {len(tokens)} tokens",
-                    hint=f"generate with them first; a page ends after {plan.page_end(0)} tokens",
-                )
-            for rows in self.residual_buffers:
-                rows[sequence.slot, :, :, self.sinks :] = 0
-            length = sequence.length
-            content = cache_file.CacheContent(
-                lengths=np.array([length], np.int32),
-                token_ids=np.array([tokens[:length]], np.int32),
-                pages=[pool[sequence.pages] for pool in self.page_pools],
-                residual_buffers=[rows[[sequence.slot]] for rows in self.residual_buffers],
-            )
-            cache_file.write(Path(path), content, self.layers, kind=cache_file.PREFIX)
-            return length
-        finally:
-            self.close(sequence)
-
-    def load_prefix(self, path: str | Path) -> list[int]:
-        """Take the pages of a file into the cache, for sequences that start with its tokens.
-
-        Returns:
-            The tokens.
-
-        Raises:
-            GearError: `MISSING_FILE`; `BAD_CACHE_FILE` where it is damaged or no prefix;
-                `LAYOUT_MISMATCH` where another layout or config wrote it; `CONTEXT_EXCEEDED` where
-                too few pages are free; `BAD_REQUEST` where no buffer row is free.
-        """
-        content = cache_file.read(Path(path), self.layers, kind=cache_file.PREFIX)
-        if len(content.lengths) != 1 or self._full_pages(int(content.lengths[0])) == 0:
-            raise _damaged(f"{path} does not hold one prefix")
-        tokens: list[int] = content.token_ids[0].tolist()
-        sequence = self.open(self._plan(tokens))
-        if sequence is None:
-            raise _no_slot()
-        try:
-            sequence.pages = self._pages_for_file(path, tokens)
-            sequence.length = len(tokens)
-            for index in range(len(self.layers)):
-                self.page_pools[index][sequence.pages] = content.pages[index]
-                self.residual_buffers[index][sequence.slot] = content.residual_buffers[index][0]
-            self.publish(sequence)
-        finally:
-            self.close(sequence)
-        return tokens
-
-    def _plan(self, tokens: Sequence[int]) -> TokenPlan:
-        return TokenPlan(tokens, prompt_tokens=len(tokens), config=self.layers[0].config)
+            raise damaged("a residual buffer holds a value that is not finite")
 
     def _full_pages(self, length: int) -> int:
         return num_pages(length, self.layers[0].config)
-
-    def _pages_for_file(self, path: str | Path, tokens: Sequence[int]) -> list[int]:
-        if self.pages_for(len(tokens)) > self.allocator.available:
-            raise GearError(
-                ErrorCode.CONTEXT_EXCEEDED,
-                f"{path} holds {len(tokens)} tokens, the cache has no room for them",
-                hint="raise max_cache_bytes, or load it before the requests",
-            )
-        allocated = [self.allocator.allocate() for _ in range(self._full_pages(len(tokens)))]
-        return [page for page in allocated if page is not None]
 
     # What a sequence that joins needs beside the pages
 
@@ -458,19 +385,3 @@ class PagedCache:
         for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
             kept = rows[slot, :, :, start:end]
             kept[:] = pool[page].view(rows.dtype)[:, : kept[0].size].reshape(kept.shape)
-
-
-def _no_slot() -> GearError:
-    return GearError(
-        ErrorCode.BAD_REQUEST,
-        "every buffer row of the cache is taken",
-        hint="wait for a sequence to end, or allow more of them",
-    )
-
-
-def _damaged(fault: str) -> GearError:
-    return GearError(
-        ErrorCode.BAD_CACHE_FILE,
-        f"the cache is damaged: {fault}",
-        hint="this is a defect of gear_trt: restart, and report it with this message",
-    )

@@ -120,15 +120,13 @@ class PageAllocator:
         places = Counter([*self._free, *self._cached, *(p for p in found if found[p])])
         for page in range(self.num_pages):
             if found[page] != self._holders[page]:
-                raise _damaged(
-                    f"page {page} has {found[page]} holders, {self._holders[page]} noted"
-                )
+                raise damaged(f"page {page} has {found[page]} holders, {self._holders[page]} noted")
             if places[page] != 1:
-                raise _damaged(f"page {page} is in {places[page]} of: free, cached, held")
+                raise damaged(f"page {page} is in {places[page]} of: free, cached, held")
         if self._page_of_key != {key: page for page, key in self._key_of_page.items()}:
-            raise _damaged("the index and the pages name different keys")
+            raise damaged("the index and the pages name different keys")
         if any(page in self._key_of_page for page in self._free):
-            raise _damaged("a free page is indexed")
+            raise damaged("a free page is indexed")
 
     def _evict(self) -> None:
         if not self._cached:
@@ -139,7 +137,8 @@ class PageAllocator:
         self.evictions += 1
 
 
-def _damaged(fault: str) -> GearError:
+def damaged(fault: str) -> GearError:
+    """Return the error of books that do not add up, which only a defect can cause."""
     return GearError(
         ErrorCode.BAD_CACHE_FILE,
         f"the cache is damaged: {fault}",

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime import prefix_file
 from gear_trt.runtime.checks import in_range
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
@@ -233,12 +234,14 @@ class Scheduler:
         self._between_steps(self._cache.check)
 
     def save_prefix(self, path: str | Path, prompt_ids: Sequence[int]) -> int:
-        """Write the pages that the cache has of a prompt; see `PagedCache.save_prefix`."""
-        return self._between_steps(lambda: self._cache.save_prefix(path, list(prompt_ids)))
+        """Write the pages that the cache has of a prompt; see `prefix_file.save`."""
+        return self._between_steps(
+            lambda: prefix_file.save(self._cache, Path(path), list(prompt_ids))
+        )
 
     def load_prefix(self, path: str | Path) -> list[int]:
-        """Take the pages of a file for later requests; see `PagedCache.load_prefix`."""
-        return self._between_steps(lambda: self._cache.load_prefix(path))
+        """Take the pages of a file for later requests; see `prefix_file.load`."""
+        return self._between_steps(lambda: prefix_file.load(self._cache, Path(path)))
 
     def close(self, *, drain_s: float = 0.0) -> None:
         """Refuse new requests, end those that are left and stop the thread.

@@ -1,65 +1,18 @@
-"""Sharing, forking, evicting and saving never change what a sequence computes."""
+"""Sharing, forking and evicting never change what a sequence computes."""
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
-from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime import cache_file
-from gear_trt.runtime.engine import Engine
+from gear_trt.errors import ErrorCode
 from gear_trt.runtime.footprint import buffer_bytes, page_bytes
-from gear_trt.runtime.model import Model
 from gear_trt.runtime.paged_cache import PagedCache
 from gear_trt.runtime.paged_engine import PagedEngine
 from gear_trt.runtime.token_plan import TokenPlan
-from gear_trt.spec import CompressionConfig
-from tests.graphs import ToyModel
-from tests.runtime.folders import write_engine
-
-TEXT = np.random.default_rng(5).integers(0, 256, 400).tolist()
-OTHER = np.random.default_rng(6).integers(0, 256, 400).tolist()
-
-
-def refusal(code, call, *args):
-    with pytest.raises(GearError) as caught:
-        call(*args)
-    assert caught.value.code is code
-    return caught.value
-
-
-def open_(engine, tokens, *, prompt=None, mark=0):
-    config = engine.cache.layers[0].config
-    prompt = len(tokens) if prompt is None else prompt
-    return engine.cache.open(TokenPlan(tokens, prompt_tokens=prompt, config=config, mark=mark))
-
-
-def run(engine, sequence, *, until=None):
-    """Step to the end of a sequence's tokens, publishing as the batcher does; return all logits."""
-    until = until or len(sequence.plan.tokens)
-    every = []
-    while sequence.length < until:
-        assert engine.cache.reserve(sequence)
-        every.append(engine.step([sequence])[0])
-        engine.cache.publish(sequence)
-        engine.cache.check()
-    return every
+from tests.runtime.paged import OTHER, TEXT, open_sequence, refusal, run
 
 
 def last_logits(engine, tokens, **plan):
-    return run(engine, open_(engine, tokens, **plan))[-1]
-
-
-@pytest.fixture(scope="module", params=["k4v4", "exact", "no sinks"])
-def any_model(request, tmp_path_factory):
-    """Pages that hold few rows, pages that hold many, and sequences without sinks."""
-    config = (
-        CompressionConfig.preset("k2v2", sinks=0)
-        if request.param == "no sinks"
-        else CompressionConfig.preset(request.param)
-    )
-    folder = tmp_path_factory.mktemp("any") / "engine"
-    return Model.open(write_engine(folder, ToyModel(config=config)), threads=1)
+    return run(engine, open_sequence(engine, tokens, **plan))[-1]
 
 
 @pytest.fixture
@@ -80,9 +33,9 @@ def fresh(any_model):
 
 @pytest.mark.parametrize("common", [10, 131, 132, 133, 196, 260, 300])
 def test_a_shared_prefix_changes_no_bit(engine, fresh, common):
-    run(engine, open_(engine, TEXT[:300]))
+    run(engine, open_sequence(engine, TEXT[:300]))
     tokens = [*TEXT[:common], *OTHER[:40]]
-    sequence = open_(engine, tokens)
+    sequence = open_sequence(engine, tokens)
     shared = engine.cache.extend(sequence)
     chunk, sinks = engine.cache.chunk, engine.cache.sinks
     pages = max(common - sinks, 0) // chunk
@@ -92,17 +45,17 @@ def test_a_shared_prefix_changes_no_bit(engine, fresh, common):
 
 @pytest.mark.parametrize("mark", [140, 195, 200, 259, 299])
 def test_a_mark_shares_to_the_token_and_changes_no_bit(engine, fresh, mark):
-    run(engine, open_(engine, [*TEXT[:mark], *OTHER[:30]], mark=mark))
+    run(engine, open_sequence(engine, [*TEXT[:mark], *OTHER[:30]], mark=mark))
     tokens = [*TEXT[:mark], *OTHER[100:150]]
-    sequence = open_(engine, tokens, mark=mark)
+    sequence = open_sequence(engine, tokens, mark=mark)
     assert engine.cache.extend(sequence) == mark
     np.testing.assert_array_equal(run(engine, sequence)[-1], fresh(tokens, mark=mark))
 
 
 def test_the_last_token_is_left_to_run(engine, fresh):
     whole = engine.cache.sinks + 3 * engine.cache.chunk
-    run(engine, open_(engine, TEXT[:whole]))
-    sequence = open_(engine, TEXT[:whole])
+    run(engine, open_sequence(engine, TEXT[:whole]))
+    sequence = open_sequence(engine, TEXT[:whole])
     assert engine.cache.extend(sequence) == whole - engine.cache.chunk
     np.testing.assert_array_equal(run(engine, sequence)[-1], fresh(TEXT[:whole]))
 
@@ -110,17 +63,17 @@ def test_the_last_token_is_left_to_run(engine, fresh):
 def test_an_answer_computed_again_changes_no_bit(engine, fresh):
     """As after pre-emption: 100 tokens of prompt, the rest token by token."""
     want = fresh(TEXT[:300], prompt=100)
-    first = open_(engine, TEXT[:300], prompt=100)
+    first = open_sequence(engine, TEXT[:300], prompt=100)
     run(engine, first, until=290)
     engine.cache.close(first)
-    again = open_(engine, TEXT[:300], prompt=100)
+    again = open_sequence(engine, TEXT[:300], prompt=100)
     assert engine.cache.extend(again) > 250
     np.testing.assert_array_equal(run(engine, again)[-1], want)
 
 
 def test_forks_share_pages_and_go_their_own_ways(engine, fresh):
     ours, theirs = [*TEXT[:200], *OTHER[:70]], [*TEXT[:200], *OTHER[200:270]]
-    sequence = open_(engine, ours, prompt=200)
+    sequence = open_sequence(engine, ours, prompt=200)
     run(engine, sequence, until=200)
     held = engine.cache.allocator.held
     plan = TokenPlan(theirs, prompt_tokens=200, config=engine.cache.layers[0].config)
@@ -135,22 +88,9 @@ def test_forks_share_pages_and_go_their_own_ways(engine, fresh):
     engine.cache.check()
 
 
-def test_a_saved_prefix_is_shared_by_another_cache(engine, any_model, fresh, tmp_path):
-    run(engine, open_(engine, TEXT[:300]))
-    saved = engine.cache.save_prefix(tmp_path / "prefix", TEXT[:300])
-    assert saved == engine.cache.sinks + 4 * engine.cache.chunk
-    other = PagedEngine(any_model, PagedCache(any_model.manifest.layers, num_pages=9, slots=1))
-    assert other.cache.load_prefix(tmp_path / "prefix") == TEXT[:saved]
-    other.cache.check()
-    tokens = [*TEXT[:saved], *OTHER[:20]]
-    sequence = open_(other, tokens)
-    assert other.cache.extend(sequence) == saved
-    np.testing.assert_array_equal(run(other, sequence)[-1], fresh(tokens))
-
-
 def test_batch_mates_change_no_bit(engine, fresh):
     texts = [TEXT[:250], OTHER[:90], TEXT[50:300], OTHER[90:93]]
-    sequences = [open_(engine, text) for text in texts]
+    sequences = [open_sequence(engine, text) for text in texts]
     logits = {}
     while any(sequence.is_prefilling for sequence in sequences):
         rows = [sequence for sequence in sequences if sequence.is_prefilling]
@@ -163,57 +103,46 @@ def test_batch_mates_change_no_bit(engine, fresh):
 # Room
 
 
-@pytest.fixture
-def small(toy_model):
-    """Make an engine with a cache of a few pages; return both."""
-
-    def make(*, pages=64, slots=8):
-        cache = PagedCache(toy_model.manifest.layers, num_pages=pages, slots=slots)
-        return PagedEngine(toy_model, cache), cache
-
-    return make
-
-
 def test_cached_pages_give_way_deepest_first(small):
     engine, cache = small(pages=6, slots=2)
-    first = open_(engine, TEXT[:260])
+    first = open_sequence(engine, TEXT[:260])
     run(engine, first)
     cache.close(first)
     assert (cache.allocator.held, cache.allocator.cached) == (0, 5)
     assert cache.cached_bytes == 5 * sum(map(page_bytes, cache.layers))
-    run(engine, open_(engine, OTHER[:132]))
+    run(engine, open_sequence(engine, OTHER[:132]))
     cache.check()
-    again = open_(engine, TEXT[:260])
+    again = open_sequence(engine, TEXT[:260])
     assert cache.extend(again) == 4 + 2 * 64  # the last two pages made room
 
 
 def test_a_sequence_of_max_tokens_fits_alone(small):
     engine, cache = small(pages=4, slots=1)
     assert cache.max_tokens == 4 + 3 * 64 + 63
-    run(engine, open_(engine, TEXT[: cache.max_tokens]))
+    run(engine, open_sequence(engine, TEXT[: cache.max_tokens]))
     assert cache.allocator.available == 0
 
 
 def test_without_room_for_the_sinks_nothing_is_shared(small):
     engine, cache = small(pages=1, slots=2)
-    first = open_(engine, TEXT[:70])
+    first = open_sequence(engine, TEXT[:70])
     run(engine, first)
     cache.close(first)
     assert (cache.allocator.held, cache.allocator.cached) == (0, 0)
-    assert cache.extend(open_(engine, TEXT[:70])) == 0
+    assert cache.extend(open_sequence(engine, TEXT[:70])) == 0
 
 
 def test_reserve_says_when_no_page_is_left(small):
     engine, cache = small(pages=1, slots=2)
-    assert cache.reserve(open_(engine, TEXT[:70]))
-    assert not cache.reserve(open_(engine, OTHER[:70]))
+    assert cache.reserve(open_sequence(engine, TEXT[:70]))
+    assert not cache.reserve(open_sequence(engine, OTHER[:70]))
     cache.check()
 
 
 def test_buffer_rows_are_given_until_all_are_taken(small):
     engine, cache = small(slots=2)
-    first, _ = open_(engine, TEXT), open_(engine, TEXT)
-    assert open_(engine, TEXT) is None
+    first, _ = open_sequence(engine, TEXT), open_sequence(engine, TEXT)
+    assert open_sequence(engine, TEXT) is None
     assert cache.fork(first, first.plan) is None
     cache.close(first)
     assert cache.free_slots == 1
@@ -234,11 +163,11 @@ def test_the_budget_bounds_what_is_allocated(toy_model):
 def test_bytes_in_use(small):
     engine, cache = small()
     assert (cache.nbytes, cache.fp16_bytes) == (0, 0)
-    run(engine, open_(engine, TEXT[:140]))
+    run(engine, open_sequence(engine, TEXT[:140]))
     page, row = sum(map(page_bytes, cache.layers)), buffer_bytes(cache.layers)
     assert cache.nbytes == row + 3 * page  # two of tokens, one of sinks
     assert cache.fp16_bytes == 140 * 2 * 2 * 2 * 32 * 2
-    sharing = open_(engine, TEXT[:141])
+    sharing = open_sequence(engine, TEXT[:141])
     cache.extend(sharing)
     assert cache.nbytes == 2 * row + 3 * page
 
@@ -258,73 +187,7 @@ def test_bytes_in_use(small):
 )
 def test_check_names_the_fault(small, damage, fault):
     engine, cache = small()
-    sequence = open_(engine, TEXT[:140])
+    sequence = open_sequence(engine, TEXT[:140])
     run(engine, sequence)
     damage(cache, sequence)
     assert fault in refusal(ErrorCode.BAD_CACHE_FILE, cache.check).message
-
-
-def test_only_what_is_there_is_saved(small, tmp_path):
-    engine, cache = small(slots=1)
-    refusal(ErrorCode.BAD_REQUEST, cache.save_prefix, tmp_path / "prefix", TEXT)
-    open_(engine, TEXT)
-    error = refusal(ErrorCode.BAD_REQUEST, cache.save_prefix, tmp_path / "prefix", TEXT)
-    assert "buffer row" in error.message
-    assert not list(tmp_path.iterdir())
-
-
-def test_files_that_are_no_prefix_are_refused(small, toy_prefix, tmp_path):
-    _, cache = small()
-    refusal(ErrorCode.MISSING_FILE, cache.load_prefix, tmp_path / "none")
-    toy_prefix.write_bytes(toy_prefix.read_bytes()[:-1])
-    refusal(ErrorCode.BAD_CACHE_FILE, cache.load_prefix, toy_prefix)
-    assert cache.nbytes == 0
-    cache.check()
-
-
-def test_a_flipped_bit_is_noticed(small, toy_prefix):
-    content = bytearray(toy_prefix.read_bytes())
-    content[-1000] ^= 1
-    toy_prefix.write_bytes(content)
-    _, cache = small()
-    refusal(ErrorCode.BAD_CACHE_FILE, cache.load_prefix, toy_prefix)
-
-
-def test_a_cache_file_is_no_prefix(toy_model, small, tmp_path):
-    """Its pages may come of other slices, so that answers would not be those of the prompt."""
-    with Engine(toy_model) as engine:
-        engine.step([TEXT[:300]])
-        engine.cache.save(tmp_path / "cache")
-    _, cache = small()
-    refusal(ErrorCode.BAD_CACHE_FILE, cache.load_prefix, tmp_path / "cache")
-
-
-def test_a_prefix_without_a_page_is_refused(small, toy_prefix):
-    tensors = load_file(toy_prefix)
-    tensors["lengths"] = np.array([0], np.int32)
-    tensors["token_ids"] = tensors["token_ids"][:, :0]
-    for name in ("pages.0", "pages.1"):
-        tensors[name] = tensors[name][:0]
-    with safe_open(toy_prefix, framework="numpy") as file:
-        metadata = file.metadata()
-    metadata["checksum"] = cache_file._checksum(tensors)
-    save_file(tensors, toy_prefix, metadata)
-    _, cache = small()
-    refusal(ErrorCode.BAD_CACHE_FILE, cache.load_prefix, toy_prefix)
-
-
-def test_a_prefix_that_does_not_fit_is_refused(small, toy_prefix):
-    engine, cache = small(pages=3, slots=1)
-    refusal(ErrorCode.CONTEXT_EXCEEDED, cache.load_prefix, toy_prefix)
-    cache.check()
-    open_(engine, TEXT)
-    assert "buffer row" in refusal(ErrorCode.BAD_REQUEST, cache.load_prefix, toy_prefix).message
-
-
-@pytest.fixture
-def toy_prefix(small, tmp_path):
-    """A file with 196 tokens."""
-    engine, cache = small()
-    run(engine, open_(engine, TEXT[:200]))
-    cache.save_prefix(tmp_path / "prefix", TEXT[:200])
-    return tmp_path / "prefix"

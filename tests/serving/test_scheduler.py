@@ -137,6 +137,24 @@ def test_stats_while_running(held):
     assert scheduler.stats().running == 0
 
 
+def test_places_follow_priority_then_arrival(model):
+    slow = Model(model._folder, model.manifest, Held(model.backend))
+    with Scheduler(slow, max_cache_bytes=MEGABYTES, max_batch=1) as scheduler:
+        scheduler.submit(TEXT[:3], options())  # its first run holds the thread
+        while not scheduler.stats().running:
+            threading.Event().wait(0.001)
+        requests = {
+            "short": scheduler.submit(TEXT[:9]),
+            "same": scheduler.submit(TEXT[:9]),
+            "low": scheduler.submit(TEXT[:9], priority=-1),
+            "high": scheduler.submit(TEXT[:300], priority=1),
+        }
+        names = {ticket: name for name, ticket in requests.items()}
+        places = sorted((job.place, names[job.request.ticket]) for job in scheduler._inbox)
+        slow.backend.runs.release(10_000)
+    assert [name for _, name in places] == ["high", "short", "same", "low"]
+
+
 # Refusals
 
 
