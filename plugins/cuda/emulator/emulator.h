@@ -339,6 +339,19 @@ inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
   return {};
 }
 
+inline Error copy_device(void* to, const void* from, size_t bytes, Stream) {
+  memcpy(to, from, bytes);
+  return {};
+}
+
+inline Error allocate(void** device, size_t bytes) {
+  *device = calloc(1, bytes);
+  return *device == nullptr ? "out of memory" : Error{};
+}
+inline Error allocate_shared(void** host, size_t bytes) { return allocate(host, bytes); }
+inline void free_device(void* device) { free(device); }
+inline void free_shared(void* host) { free(host); }
+
 inline Error read_device(void* host, const void* device, size_t bytes, Stream) {
   memcpy(host, device, bytes);
   return {};
