@@ -37,9 +37,9 @@ def triton(
     """Write an engine into a model repository of NVIDIA Triton Inference Server."""
 
     def action() -> None:
-        from gear_trt.serving.triton.repository import write_model
+        from gear_trt.serving.triton.repository import write_models
 
-        folder = write_model(
+        command = write_models(
             engine,
             repository,
             name=name or engine.resolve().name,
@@ -47,9 +47,8 @@ def triton(
             max_batch=max_batch,
         )
         if json:
-            _ui.emit_json(SCHEMA, {"model": folder.name, "folder": str(folder)})
+            _ui.emit_json(SCHEMA, {"repository": str(repository), "command": command})
         else:
-            typer.echo(f"wrote {folder}")
-            typer.echo(f"next: tritonserver --model-repository={shlex.quote(str(repository))}")
+            typer.echo(f"next: {shlex.join(command)}")
 
     _ui.run(action, json=json, verbose=verbose)

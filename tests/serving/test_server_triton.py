@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 
+import onnx
 import pytest
 from google.protobuf import json_format, text_format
 from typer.testing import CliRunner
@@ -12,6 +13,14 @@ from typer.testing import CliRunner
 from gear_trt.cli.main import app
 from gear_trt.errors import ExitStatus
 from gear_trt.runtime.engine import load
+from gear_trt.runtime.manifest import (
+    ENGINE_FILE,
+    MODEL_FILE,
+    EngineLimits,
+    Manifest,
+    TensorRTFacts,
+)
+from tests.graphs import ToyModel
 from tests.runtime.folders import write_engine
 from tests.serving import triton_utils
 from tests.serving.servers import wait_until
@@ -47,7 +56,8 @@ def repository(tmp_path_factory, engine):
     repository = tmp_path_factory.mktemp("triton") / "models"
     result = CliRunner().invoke(app, ["triton", str(engine), str(repository), *LIMITS, "--json"])
     assert result.exit_code == ExitStatus.OK
-    assert json.loads(result.stdout)["folder"] == str(repository / "toy")
+    command = json.loads(result.stdout)["command"]
+    assert command == ["tritonserver", f"--model-repository={repository}"]
     return repository
 
 
@@ -143,6 +153,71 @@ def test_client_that_leaves(model):
     assert request.sender.done.wait(20)
     assert request.sender.responses[-1].outputs["finish_reason"] == b"cancelled"
     wait_until(lambda: model._scheduler.stats().running == 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tensorrt_engine_has_a_model_of_steps(tmp_path, schema, dtype):
+    """Every input and output of the graph is in the config, as input, output or state."""
+    engine = write_engine(tmp_path / "toy", ToyModel(dtype=dtype))
+    add_tensorrt_engine(engine, flavour="tensorrt", version_compatible=True)
+    result = CliRunner().invoke(app, ["triton", str(engine), str(tmp_path / "models")])
+    folder = tmp_path / "models" / "toy-step"
+    assert f"--backend-config=tensorrt,plugins={folder}/1/libplugin.so" in result.stdout
+    assert "--backend-config=tensorrt,version-compatible=true" in result.stdout
+    assert sorted(path.name for path in (folder / "1").iterdir()) == ["libplugin.so", ENGINE_FILE]
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
+    assert config.default_model_filename == ENGINE_FILE
+    states = config.sequence_batching.state
+    graph = onnx.load(engine / MODEL_FILE).graph
+    assert names(graph.input) == names(config.input) | {state.input_name for state in states}
+    assert names(graph.output) == names(config.output) | {state.output_name for state in states}
+    types = {one.name: one.type.tensor_type for one in (*graph.input, *graph.output)}
+    for one in (*config.input, *config.output):
+        check_tensor(schema, types[one.name], one.data_type, one.dims)
+    for state in states:
+        check_tensor(schema, types[state.input_name], state.data_type, state.dims)
+        assert state.use_same_buffer_for_input_output
+        assert list(state.initial_state[0].dims) == list(state.dims)
+        assert state.initial_state[0].zero_data
+    pools = [state.dims[0] for state in states if state.input_name.startswith("page_pool")]
+    assert pools == [32, 32]
+
+
+def test_engine_of_tensorrt_rtx_is_left_out(tmp_path):
+    engine = write_engine(tmp_path / "toy")
+    add_tensorrt_engine(engine, flavour="tensorrt-rtx")
+    result = CliRunner().invoke(app, ["triton", str(engine), str(tmp_path / "models")])
+    assert result.exit_code == ExitStatus.OK
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["toy"]
+
+
+def add_tensorrt_engine(folder, **facts):
+    """Let a folder say that it has an engine: its files are copied, never looked into."""
+    limits = EngineLimits(max_batch=4, max_new_tokens=64, max_pages=8, num_pages=32, slots=4)
+    facts = TensorRTFacts(
+        version="11.4.0.106",
+        graph_sha256="",
+        compute_capabilities=("9.0",),
+        plugin="libplugin.so",
+        limits=limits,
+        **facts,
+    )
+    Manifest.read(folder).model_copy(update={"tensorrt": facts}).write(folder)
+    (folder / ENGINE_FILE).write_bytes(b"engine")
+    (folder / "libplugin.so").write_bytes(b"plugin")
+
+
+def names(tensors):
+    return {tensor.name for tensor in tensors}
+
+
+def check_tensor(schema, expected, data_type, dims):
+    triton_types = {"FLOAT": "FP32", "FLOAT16": "FP16", "INT32": "INT32", "INT64": "INT64"}
+    name = triton_types[onnx.TensorProto.DataType.Name(expected.elem_type)]
+    assert data_type == schema.DataType.Value(f"TYPE_{name}")
+    assert len(dims) == len(expected.shape.dim)
+    for size, dim in zip(dims, expected.shape.dim, strict=True):
+        assert not dim.dim_value or size == dim.dim_value
 
 
 def test_what_is_refused(engine, repository, tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build.folder import staged_folder
-from gear_trt.runtime.manifest import Manifest
+from gear_trt.runtime.manifest import ENGINE_FILE, Manifest, TensorRTFacts
+from gear_trt.serving.triton.step_model import step_config
+from gear_trt.tensorrt.library import Flavour
 
 CONFIG_FILE = "config.pbtxt"
 CODE_FILE = "model.py"
@@ -52,10 +55,13 @@ class TritonPythonModel(GearModel):
 '''
 
 
-def write_model(
+def write_models(
     engine: Path, repository: Path, *, name: str, max_cache_bytes: int, max_batch: int
-) -> Path:
-    """Write a model into a model repository.
+) -> list[str]:
+    """Write an engine into a model repository.
+
+    A folder with an engine of TensorRT gives a second model, single steps in its backend; one of
+    TensorRT-RTX does not, as Triton has no backend for it.
 
     Args:
         engine: Engine folder; it is copied.
@@ -65,23 +71,52 @@ def write_model(
         max_batch: Answers that are generated at the same time.
 
     Returns:
-        The model's folder.
+        The command that serves the repository.
 
     Raises:
         GearError: Those of `Manifest.read`; `BAD_REQUEST` for a name that Triton does not take;
             `OUTPUT_EXISTS` where the repository has the model.
     """
-    Manifest.read(engine)
+    manifest = Manifest.read(engine)
     if not _NAME.fullmatch(name):
         raise GearError(
             ErrorCode.BAD_REQUEST,
             f"{name!r} is no name for a model",
             hint="use letters, digits, dots, dashes and underscores",
         )
-    with staged_folder(repository / name, force=False) as folder:
-        version = folder / VERSION
-        shutil.copytree(engine, version / ENGINE_FOLDER)
-        (version / CODE_FILE).write_text(_CODE)
+    command = ["tritonserver", f"--model-repository={repository}"]
+    with ExitStack() as stages:
+        folder = stages.enter_context(staged_folder(repository / name, force=False))
         config = _CONFIG.format(name=name, max_cache_bytes=max_cache_bytes, max_batch=max_batch)
-        (folder / CONFIG_FILE).write_text(config)
-    return repository / name
+        _write_text_model(engine, folder, config)
+        if (facts := manifest.tensorrt) is not None and facts.flavour == Flavour.TENSORRT:
+            model = repository / f"{name}-step"
+            folder = stages.enter_context(staged_folder(model, force=False))
+            config = step_config(engine, manifest, facts, name=model.name)
+            _write_step_model(engine, folder, config, facts)
+            command += _backend_options(model, facts)
+    return command
+
+
+def _write_text_model(engine: Path, folder: Path, config: str) -> None:
+    (folder / CONFIG_FILE).write_text(config)
+    shutil.copytree(engine, folder / VERSION / ENGINE_FOLDER)
+    (folder / VERSION / CODE_FILE).write_text(_CODE)
+
+
+def _write_step_model(engine: Path, folder: Path, config: str, facts: TensorRTFacts) -> None:
+    (folder / CONFIG_FILE).write_text(config)
+    (folder / VERSION).mkdir()
+    for file in filter(None, (ENGINE_FILE, facts.plugin)):
+        shutil.copyfile(engine / Path(file).name, folder / VERSION / Path(file).name)
+
+
+def _backend_options(model: Path, facts: TensorRTFacts) -> list[str]:
+    """Return what Triton's TensorRT backend must be told, for all its models at once."""
+    options = []
+    if facts.plugin is not None:
+        library = model / VERSION / Path(facts.plugin).name
+        options.append(f"--backend-config=tensorrt,plugins={library}")
+    if facts.version_compatible:
+        options.append("--backend-config=tensorrt,version-compatible=true")
+    return options
