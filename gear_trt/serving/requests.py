@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
@@ -42,7 +43,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 """Parameters that the server does not have, and the values that ask for nothing it lacks."""
 
-Token = Annotated[int, Field(ge=0)]
+TokenRow = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 def _as_list(value: object) -> object:
@@ -159,14 +160,14 @@ class CompletionRequest(_Object):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    @abstractmethod
     def logprobs_per_token(self) -> int | None:
         """Alternatives to report for every token; None where no log-probability is asked for."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def token_limit(self) -> int | None:
         """Tokens to generate at most; None means as many as the context holds."""
-        raise NotImplementedError
 
     def generation_options(self, *, room: int) -> GenerationOptions:
         """Return the runtime's options.
@@ -220,7 +221,7 @@ class ChatRequest(CompletionRequest):
 class TextRequest(CompletionRequest):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[list[str | list[Token]], Field(min_length=1), BeforeValidator(_as_prompts)]
+    prompt: Annotated[list[str | TokenRow], Field(min_length=1), BeforeValidator(_as_prompts)]
     max_tokens: Annotated[int, Field(ge=1)] = TEXT_MAX_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=MAX_TEXT_LOGPROBS)] | None = None
 

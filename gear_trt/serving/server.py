@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -16,6 +18,8 @@ from fastapi import FastAPI
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.serving.app import Settings, create_app
 from gear_trt.serving.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "GEAR_API_KEY"
 """Environment variable with the API key; a command line can be read by every user."""
@@ -85,6 +89,7 @@ def serve(
     ):
         app = create_app(scheduler, settings)
         server = server_of(app, drain_seconds=place.drain_seconds, access_log=place.access_log)
+        _warn_of_strangers(bound, settings)
         with _listening(bound), _signals_end_normally():
             announce(url_of(bound))
             server.run(sockets=[bound])
@@ -143,6 +148,12 @@ def server_of(app: FastAPI, *, drain_seconds: int, access_log: bool) -> uvicorn.
         timeout_graceful_shutdown=drain_seconds,
     )
     return uvicorn.Server(config)
+
+
+def _warn_of_strangers(bound: socket.socket, settings: Settings) -> None:
+    address = bound.getsockname()[0]
+    if settings.api_key is None and not ipaddress.ip_address(address).is_loopback:
+        logger.warning("no API key is set: whoever reaches %s can use the server", address)
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -67,8 +66,7 @@ class Service:
         """Answer a conversation.
 
         Raises:
-            ApiError: 404 for another model, 400, or 429.
-            GearError: What the scheduler refuses.
+            ApiError: For whatever keeps it from being answered.
         """
         messages = [message.rendered() for message in request.messages]
         writer = ChatWriter(self._head("chatcmpl", request), with_logprobs=request.logprobs)
@@ -100,20 +98,25 @@ class Service:
     ) -> Response:
         since = time.perf_counter()
         self.check_model(request.model)
+        try:
+            answers = await self._begin(request, prompts, since)
+            pieces = PieceMaker(self._texts, with_logprobs=request.logprobs_per_token is not None)
+            if request.stream:
+                events = _stream(answers, pieces, writer, includes_usage=request.includes_usage)
+                return EventStream(events, answers)
+            return await _whole(answers, pieces, writer, http)
+        except Exception as error:
+            raise ApiError.of(error) from None
+
+    async def _begin(
+        self, request: CompletionRequest, prompts: Sequence[Prompt], since: float
+    ) -> Answers:
         seat = self._seats.take(request.n * len(prompts))
         try:
-            answers = self._submit(request, await self._prompts.encode(prompts), seat, since)
+            return self._submit(request, await self._prompts.encode(prompts), seat, since)
         except BaseException:
             seat.give_back()
             raise
-        pieces = PieceMaker(self._texts, with_logprobs=request.logprobs_per_token is not None)
-        if request.stream:
-            events = _stream(answers, pieces, writer, includes_usage=request.includes_usage)
-            return EventStream(events, answers)
-        try:
-            return await _unless_client_leaves(http, _whole(answers, pieces, writer))
-        finally:
-            answers.close()
 
     def _head(self, prefix: str, request: CompletionRequest) -> Head:
         return Head(
@@ -189,20 +192,12 @@ async def _stream(
     yield _DONE
 
 
-async def _whole(answers: Answers, pieces: PieceMaker, writer: Writer) -> Response:
-    gathered: dict[int, Piece] = {}
-    async with aclosing(answers.events()) as events:
-        async for index, event in events:
-            gathered.setdefault(index, Piece()).add(pieces.piece(event))
-    return JSONResponse(writer.whole(gathered, answers.usage()).model_dump())
-
-
 def _event(data: BaseModel) -> bytes:
     return f"data: {data.model_dump_json()}\n\n".encode()
 
 
-async def _unless_client_leaves(http: Request, answer: Coroutine[Any, Any, Response]) -> Response:
-    answering = asyncio.ensure_future(answer)
+async def _whole(answers: Answers, pieces: PieceMaker, writer: Writer, http: Request) -> Response:
+    answering = asyncio.ensure_future(_gather(answers, pieces, writer))
     leaving = asyncio.ensure_future(_client_left(http))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -210,6 +205,15 @@ async def _unless_client_leaves(http: Request, answer: Coroutine[Any, Any, Respo
     finally:
         answering.cancel()
         leaving.cancel()
+        answers.close()
+
+
+async def _gather(answers: Answers, pieces: PieceMaker, writer: Writer) -> Response:
+    gathered: dict[int, Piece] = {}
+    async with aclosing(answers.events()) as events:
+        async for index, event in events:
+            gathered.setdefault(index, Piece()).add(pieces.piece(event))
+    return JSONResponse(writer.whole(gathered, answers.usage()).model_dump())
 
 
 async def _client_left(http: Request) -> None:

@@ -5,8 +5,13 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.serving import server
+from gear_trt.serving.app import Settings
+from gear_trt.serving.requests import ChatRequest, TextRequest
 from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer, write_engine
 from tests.serving.scripted import WORDS, ScriptedScheduler
 from tests.serving.servers import LIMITS, serving, wait_until
@@ -35,6 +40,12 @@ def scheduler(shared):
 @pytest.fixture
 def url(shared, scheduler):
     return shared[1]
+
+
+@pytest.fixture(scope="module")
+def raw_client(shared):
+    with httpx.Client(base_url=shared[1]) as client:
+        yield client
 
 
 @pytest.fixture
@@ -234,9 +245,41 @@ def test_wrong_values_are_refused(client, scheduler, option, param):
     assert not scheduler.requests
 
 
-def test_body_that_is_no_json(url):
+NAMES = sorted({*ChatRequest.model_fields, *TextRequest.model_fields, "tools", "logit_bias"})
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3)
+)
+ROLES = st.sampled_from(["user", "system", "assistant", "type", "text", "role", "content"])
+VALUES = st.recursive(
+    SCALARS | ROLES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ROLES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), st.booleans())
+def test_any_body_is_answered_or_refused(shared, raw_client, fields, is_chat):
+    shared[0].reset()
+    good = {"messages": HELLO} if is_chat else {"prompt": "Hi"}
+    path = "chat/completions" if is_chat else "completions"
+    answer = raw_client.post(f"/v1/{path}", json={"model": "toy"} | good | fields)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if not answer.is_success:
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"", b"[]", b'{"model": "toy", "prompt": "Hi", "top_p": NaN}', b"\xff", b"[" * 5000],
+)
+def test_body_that_is_no_json(url, body):
     answer = httpx.post(
-        f"{url}/v1/completions", content=b"{", headers={"Content-Type": "application/json"}
+        f"{url}/v1/completions", content=body, headers={"Content-Type": "application/json"}
     )
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -331,12 +374,14 @@ def test_failures_of_the_scheduler(client, scheduler):
     assert texts == list(WORDS)
 
 
-def test_bugs_are_logged_and_not_shown(client, scheduler, caplog):
+def test_bugs_are_logged_counted_and_not_shown(client, scheduler, url, caplog):
     scheduler.failure = ZeroDivisionError("a secret")
     with pytest.raises(openai.InternalServerError) as failed:
         chat(client)
     assert "secret" not in failed.value.message
     assert "a secret" in caplog.text
+    counted = 'gear_requests_total{path="/v1/chat/completions",status="500"}'
+    assert counted in httpx.get(f"{url}/metrics").text
 
 
 def test_api_key(folder):
@@ -390,3 +435,13 @@ def test_answers_that_do_not_end_are_cancelled(folder):
     assert scheduler.requests[0].ticket.is_cancelled
     with pytest.raises((httpx.RemoteProtocolError, openai.APIError)):
         next(stream)
+
+
+@pytest.mark.parametrize(
+    ("host", "api_key", "warns"),
+    [("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "s3cret", False)],  # noqa: S104
+)
+def test_servers_without_a_key_warn_of_strangers(host, api_key, warns, caplog):
+    with server.bind(host, 0) as bound:
+        server._warn_of_strangers(bound, Settings("toy", LIMITS, api_key))
+    assert ("no API key is set" in caplog.text) == warns
