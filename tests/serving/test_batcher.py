@@ -40,9 +40,7 @@ class FailingBackend:
 
     def run(self, tokens_BS, new_lengths):
         logits_BSV = self.graph.run(tokens_BS, new_lengths)
-        if (
-            tokens_BS == self.bad
-        ).any():  # after the state was written, as where a late layer fails
+        if (tokens_BS == self.bad).any():  # the state is written, as where a late layer fails
             raise GearError(ErrorCode.NON_FINITE_ACTIVATION, "layer 1: not finite", hint="none")
         return logits_BSV
 
