@@ -18,6 +18,7 @@ from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
 from tests.portable import portable_kernels  # noqa: F401 - a fixture
 from tests.runtime.folders import MAX_CONTEXT, write_engine
+from tests.runtime.test_samples import run_sample
 from tests.serving.servers import LIMITS, serving, wait_until
 
 STREAMS, REQUESTS = 16, 60
@@ -130,6 +131,14 @@ def test_shared_prompts_are_counted(client):
     assert complete(client, prompt + "one").usage.prompt_tokens_details.cached_tokens == 0
     shared = complete(client, prompt + "two").usage.prompt_tokens_details.cached_tokens
     assert 0 < shared <= len(prompt)
+
+
+def test_sample(client, monkeypatch, capsys):
+    url = str(client.base_url).removesuffix("/v1/")
+    run_sample(monkeypatch, "03_server_client.py", url, "Hello?")
+    assert "prompt tokens" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="gear serve"):
+        run_sample(monkeypatch, "03_server_client.py")
 
 
 def test_full_context_ends_the_answer(client):
