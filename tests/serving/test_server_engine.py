@@ -26,13 +26,8 @@ CACHE_BYTES = 24 << 20
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_engine(tmp_path_factory.mktemp("engine") / "toy")
-
-
-@pytest.fixture(scope="module")
-def scheduler(folder):
-    with Scheduler(folder, max_cache_bytes=CACHE_BYTES, max_batch=8, threads=1) as scheduler:
+def scheduler(model):
+    with Scheduler(model, max_cache_bytes=CACHE_BYTES, max_batch=8) as scheduler:
         yield scheduler
 
 

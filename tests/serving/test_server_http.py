@@ -12,16 +12,11 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.serving import server
 from gear_trt.serving.app import Settings
 from gear_trt.serving.requests import ChatRequest, TextRequest
-from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer, write_engine
+from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer
 from tests.serving.scripted import WORDS, ScriptedScheduler
 from tests.serving.servers import LIMITS, serving, wait_until
 
 HELLO = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_engine(tmp_path_factory.mktemp("engine") / "toy")
 
 
 @pytest.fixture(scope="module")

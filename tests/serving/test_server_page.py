@@ -7,15 +7,9 @@ import pytest
 
 from gear_trt.serving import Scheduler
 from gear_trt.serving.app import PAGE
-from tests.runtime.folders import write_engine
 from tests.serving.browser import browser_page
 from tests.serving.scripted import ScriptedScheduler
 from tests.serving.servers import LIMITS, serving
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_engine(tmp_path_factory.mktemp("engine") / "toy")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +35,9 @@ def ask(page, question):
     page.keyboard.press("Enter")
 
 
-def test_chat(folder, page):
+def test_chat(model, page):
     with (
-        Scheduler(folder, max_cache_bytes=120_000, max_batch=1, threads=1) as scheduler,
+        Scheduler(model, max_cache_bytes=120_000, max_batch=1) as scheduler,
         serving(scheduler, limits=replace(LIMITS, answers=2)) as url,
     ):
         page.goto(url)
