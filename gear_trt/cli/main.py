@@ -1,4 +1,4 @@
-"""`gear`: look at engines, generate with them, time them, check the environment."""
+"""`gear`: look at engines, generate with them, serve them, time them, check the environment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from gear_trt.cli.bench import app as bench
 from gear_trt.cli.doctor import doctor
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
+from gear_trt.cli.serve import serve
+from gear_trt.cli.triton import triton
 
 app = typer.Typer(
     name="gear",
@@ -17,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(serve)
+app.command()(triton)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(bench, name="bench")

@@ -7,10 +7,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gear_trt.runtime.cache import GearCache
-
 PREFILL_SLICE = 512
 """Tokens per run of a graph, all sequences together: bounds the memory that a long prompt takes."""
+
+
+class CacheMemory(Protocol):
+    """What a graph reads and updates, as `GearCache` and `PagedCache` hold it.
+
+    The pools and buffers of all layers stay where they are; page table, slots and lengths, each
+    with a row per sequence of the next run, may be other arrays for every run.
+    """
+
+    page_pools: list[NDArray[np.int32]]
+    residual_buffers: list[NDArray[np.generic]]
+    page_table: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    lengths: NDArray[np.int32]
 
 
 class BoundGraph(Protocol):
@@ -37,6 +49,6 @@ class BoundGraph(Protocol):
 class Backend(Protocol):
     """A loaded engine: weights and graph, without any cache."""
 
-    def bind(self, cache: GearCache) -> BoundGraph:
+    def bind(self, cache: CacheMemory) -> BoundGraph:
         """Give the graph a cache to work on; several caches may share one backend."""
         ...

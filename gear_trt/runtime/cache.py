@@ -54,8 +54,8 @@ class GearCache:
         self.max_tokens = max_tokens
         # ONNX Runtime has no use for a pool without memory, hence at least one page.
         max_pages = max(1, *(num_pages(max_tokens, layer.config) for layer in self.layers))
-        self.page_pools = [_empty_pool(layer, batch * max_pages) for layer in self.layers]
-        self.residual_buffers = [_empty_buffer(layer, batch) for layer in self.layers]
+        self.page_pools = [empty_pool(layer, batch * max_pages) for layer in self.layers]
+        self.residual_buffers = [empty_buffer(layer, batch) for layer in self.layers]
         self.page_table = np.arange(batch * max_pages, dtype=np.int32).reshape(batch, max_pages)
         self.slots = np.arange(batch, dtype=np.int32)
         self.lengths = np.zeros(batch, np.int32)
@@ -203,13 +203,15 @@ class GearCache:
         )
 
 
-def _empty_pool(layer: LayerFacts, pages: int) -> IntArray:
+def empty_pool(layer: LayerFacts, pages: int) -> IntArray:
+    """Return a pool of pages, [pages, H, page_words]; untouched ones cost no memory."""
     words = page_layout(layer.config, layer.head_dim).page_words
     return _zeros((pages, layer.num_kv_heads, words), "int32").astype(np.int32, copy=False)
 
 
-def _empty_buffer(layer: LayerFacts, batch: int) -> NDArray[np.generic]:
-    return _zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
+def empty_buffer(layer: LayerFacts, rows: int) -> NDArray[np.generic]:
+    """Return residual buffers, [rows, H, 2, sinks + C, D]."""
+    return _zeros((rows, *buffer_shape(layer)), layer.config.buffer_dtype)
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:

@@ -21,7 +21,10 @@ from gear_trt.runtime.footprint import buffer_shape
 from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.spec import layout_hash, page_layout
 
-FORMAT = "gear.cache/1"
+CACHE = "gear.cache/1"
+"""Kind of file: sequences as an engine left them."""
+PREFIX = "gear.prefix/1"
+"""Kind of file: one prompt's pages and sinks, made in slices that end where pages end."""
 _NO_SPACE = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b")
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -44,7 +47,9 @@ class CacheContent:
     residual_buffers: list[NDArray[np.generic]]
 
 
-def write(path: Path, content: CacheContent, layers: Sequence[LayerFacts]) -> None:
+def write(
+    path: Path, content: CacheContent, layers: Sequence[LayerFacts], *, kind: str = CACHE
+) -> None:
     """Write a cache file; an existing one is replaced only when the new one is complete.
 
     Raises:
@@ -56,7 +61,7 @@ def write(path: Path, content: CacheContent, layers: Sequence[LayerFacts]) -> No
         )
     tensors = _to_tensors(content)
     metadata = {
-        "format": FORMAT,
+        "format": kind,
         "layout_hash": layout_hash(),
         "layers": _describe(layers),
         "checksum": _checksum(tensors),
@@ -76,7 +81,7 @@ def write(path: Path, content: CacheContent, layers: Sequence[LayerFacts]) -> No
         ) from None
 
 
-def read(path: Path, layers: Sequence[LayerFacts]) -> CacheContent:
+def read(path: Path, layers: Sequence[LayerFacts], *, kind: str = CACHE) -> CacheContent:
     """Read and check a cache file.
 
     Raises:
@@ -94,8 +99,8 @@ def read(path: Path, layers: Sequence[LayerFacts]) -> CacheContent:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, str(error)) from None
-    if metadata.get("format") != FORMAT:
-        raise _damaged(path, f"its format is {metadata.get('format')}, not {FORMAT}")
+    if metadata.get("format") != kind:
+        raise _damaged(path, f"its format is {metadata.get('format')}, not {kind}")
     _check_origin(path, metadata, layers)
     if metadata.get("checksum") != _checksum(tensors):
         raise _damaged(path, "its checksum does not fit its content")

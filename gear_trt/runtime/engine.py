@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.backend import PREFILL_SLICE
 from gear_trt.runtime.cache import GearCache
+from gear_trt.runtime.checks import in_range
 from gear_trt.runtime.generation import Generation, GenerationChunk, GenerationResult
 from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.model import Model
@@ -52,8 +52,6 @@ def load(
         ...     for chunk in engine.stream("Why is the sky blue?", max_new_tokens=64):
         ...         print(chunk.text, end="", flush=True)
     """
-    usable = len(os.sched_getaffinity(0))
-    threads = usable if threads is None else _in_range("threads", threads)
     return Engine(Model.open(Path(folder), threads=threads), batch=batch, max_tokens=max_tokens)
 
 
@@ -77,9 +75,9 @@ class Engine:
         longest = model.manifest.model.max_context
         self.cache = GearCache(
             model.manifest.layers,
-            batch=_in_range("batch", batch),
-            max_tokens=_in_range(
-                "max_tokens", longest if max_tokens is None else max_tokens, longest
+            batch=in_range("batch", batch, 1),
+            max_tokens=in_range(
+                "max_tokens", longest if max_tokens is None else max_tokens, 1, longest
             ),
         )
         self._graph = model.backend.bind(self.cache)
@@ -227,16 +225,6 @@ class Engine:
             f"{held + new} tokens ({held} held, {new} new) do not fit: this engine holds {room}",
             hint=remedy,
         )
-
-
-def _in_range(name: str, value: int, limit: int | None = None) -> int:
-    if value < 1 or (limit is not None and value > limit):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            f"{name} is {value}",
-            hint=f"it must be 1 or more{'' if limit is None else f', and {limit} or less'}",
-        )
-    return value
 
 
 def _without_padding(

@@ -59,6 +59,12 @@ def examine() -> list[Finding]:
             is_required=False,
         ),
         Finding(name="tensorrt", value=_version("tensorrt"), hint=_INSTALL_GPU, is_required=False),
+        Finding(
+            name="fastapi",
+            value=_version("fastapi"),
+            hint="pip install 'gear-trt[serve]' for `gear serve`",
+            is_required=False,
+        ),
     ]
 
 

@@ -6,24 +6,20 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime.backend import PREFILL_SLICE
+from gear_trt.runtime.answer import Answer, FinishReason
 from gear_trt.runtime.options import GenerationOptions
-from gear_trt.runtime.sampling import Sampler
-from gear_trt.runtime.text import TextStream
+from gear_trt.runtime.token_plan import TokenPlan
 
 if TYPE_CHECKING:
     from gear_trt.runtime.engine import Engine
 
 FloatArray = NDArray[np.float32]
-
-FinishReason = Literal["stop", "length", "cancelled"]
-"""`stop`: end-of-text token or stop string; `length`: max_new_tokens or a full context."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +96,14 @@ class Generation:
         cancel: threading.Event | None,
     ) -> None:
         self._engine = engine
-        self._token_ids = list(prompt_ids)
-        self._prompt_tokens = len(prompt_ids)
+        self._answer = Answer(
+            prompt_ids,
+            options,
+            tokenizer=engine.tokenizer,
+            eos_token_ids=engine.manifest.model.eos_token_ids,
+            max_tokens=engine.cache.max_tokens,
+        )
         self._held_tokens = 0
-        self._limit = min(options.max_new_tokens, engine.cache.max_tokens - self._prompt_tokens + 1)
-        eos = engine.manifest.model.eos_token_ids
-        self._eos = eos if options.eos_token_id is None else options.eos_token_id
-        self._sampler = Sampler(options)
-        self._text = TextStream(engine.tokenizer, prompt_ids=prompt_ids, stop=options.stop)
         self._cancel = cancel or threading.Event()
         self._first_token_time = 0.0
 
@@ -120,34 +116,32 @@ class Generation:
         self._prepare_cache(reuse_cache)
         logits_V = self._prefill()
         while logits_V is not None:
-            token = self._sampler.choose(logits_V, self._token_ids)
-            self._token_ids.append(token)
-            text = "" if token in self._eos else self._text.push(token)
-            reason = self._finish_reason(token)
-            if reason is not None:
-                text += self._text.flush()
-            yield self._chunk(text, token, reason)
-            if reason is not None:
+            newest = self._answer.push(logits_V)
+            yield self._chunk(newest.text, newest.token, newest.finish_reason)
+            if newest.finish_reason is not None:
                 return
-            logits_V = self._step([token])
-        yield self._chunk(self._text.flush(), None, "cancelled")
+            logits_V = self._step([newest.token])
+        yield self._chunk(self._answer.flush(), None, "cancelled")
 
     def _prepare_cache(self, reuse_cache: bool) -> None:
         cache = self._engine.cache
         held = cache.tokens_held()
-        starts_with_held = self._token_ids[: len(held)] == held
-        if reuse_cache and starts_with_held and len(held) < self._prompt_tokens:
+        starts_with_held = self._answer.token_ids[: len(held)] == held
+        if reuse_cache and starts_with_held and len(held) < self._answer.prompt_tokens:
             self._held_tokens = len(held)
         else:
             cache.reset()
 
     def _prefill(self) -> FloatArray | None:
-        logits_V = None
-        for start in range(self._held_tokens, self._prompt_tokens, PREFILL_SLICE):
-            logits_V = self._step(self._token_ids[start : start + PREFILL_SLICE])
-            if logits_V is None:
-                break
-        return logits_V
+        """Run the prompt in the slices of a scheduler, so that the tokens are the same."""
+        prompt_ids = self._answer.token_ids
+        config = self._engine.cache.layers[0].config
+        plan = TokenPlan(prompt_ids, prompt_tokens=len(prompt_ids), config=config)
+        while True:
+            start = self._held_tokens
+            logits_V = self._step(prompt_ids[start : plan.step_end(start)])
+            if logits_V is None or self._held_tokens == len(prompt_ids):
+                return logits_V
 
     def _step(self, tokens: Sequence[int]) -> FloatArray | None:
         """Return the logits after `tokens`, or None where the generation was cancelled."""
@@ -163,29 +157,21 @@ class Generation:
         self._held_tokens += len(tokens)
         return logits_V
 
-    def _finish_reason(self, token: int) -> FinishReason | None:
-        if token in self._eos or self._text.stopped:
-            return "stop"
-        return "length" if self._generated_tokens >= self._limit else None
-
-    @property
-    def _generated_tokens(self) -> int:
-        return len(self._token_ids) - self._prompt_tokens
-
     def _chunk(self, text: str, token: int | None, reason: FinishReason | None) -> GenerationChunk:
         return GenerationChunk(
             text=text,
             token=token,
             finish_reason=reason,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
+            prompt_tokens=self._answer.prompt_tokens,
+            generated_tokens=self._answer.generated_tokens,
             tokens_per_second=self._decode_rate(),
             kv_bytes=self._engine.cache.nbytes,
         )
 
     def _decode_rate(self) -> float:
         now = time.perf_counter()
-        if self._generated_tokens <= 1:
+        decoded = self._answer.generated_tokens - 1
+        if decoded <= 0:
             self._first_token_time = now
             return 0.0
-        return (self._generated_tokens - 1) / (now - self._first_token_time)
+        return decoded / (now - self._first_token_time)

@@ -14,6 +14,10 @@ from gear_trt.spec.model_config import check_shared
 
 MANIFEST_FILE = "gear.json"
 MODEL_FILE = "model.onnx"
+ENGINE_FILE = "model.engine"
+"""A TensorRT engine, where the folder has one: `Manifest.tensorrt`."""
+PREFILL_PROFILE, DECODE_PROFILE = 0, 1
+"""Optimization profiles of that engine."""
 SCHEMA_VERSION = 1
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -69,6 +73,56 @@ class ModelFacts(BaseModel):
     pad_token_id: Annotated[int, Field(ge=0)]
 
 
+class EngineLimits(BaseModel):
+    """Largest sizes of a TensorRT engine's inputs; the smallest are 1.
+
+    Attributes:
+        max_batch: B, sequences of one call.
+        max_new_tokens: S of one call in the prefill profile; the decode profile takes 1.
+        max_pages: Columns of the page table.
+        num_pages: Pages of each layer's pool.
+        slots: Rows of each layer's residual buffer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_batch: Size
+    max_new_tokens: Size
+    max_pages: Size
+    num_pages: Size
+    slots: Size
+
+
+class TensorRTFacts(BaseModel):
+    """The TensorRT engine of the folder.
+
+    Attributes:
+        flavour: `tensorrt` or `tensorrt-rtx`: the one that built it, and that runs it.
+        version: Version of the one that built it.
+        graph_sha256: Of `model.onnx` as it was when the engine was built from it.
+        compute_capabilities: GPUs that it was built for, for instance `8.6`.
+        version_compatible: Later TensorRTs run it too.
+        hardware_compatible: All GPUs from Ampere on run it.
+        refittable: Its weights can be replaced.
+        streams_weights: Its weights may stay in host memory (`weight_streaming_budget_v2`).
+        plugin: File of the folder that is the plugin library; None: it is inside the engine.
+        limits: Largest sizes of its inputs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flavour: str
+    version: str
+    graph_sha256: str
+    compute_capabilities: tuple[str, ...]
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refittable: bool = False
+    streams_weights: bool = False
+    plugin: str | None
+    limits: EngineLimits
+
+
 class Manifest(BaseModel):
     """The whole of `gear.json`.
 
@@ -78,6 +132,7 @@ class Manifest(BaseModel):
         versions: Package versions that made the folder, for people.
         model: Facts of the model.
         layers: Every attention layer, in the order of its index.
+        tensorrt: Of the TensorRT engine, where the folder has one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +142,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     model: ModelFacts
     layers: Annotated[tuple[LayerFacts, ...], Field(min_length=1)]
+    tensorrt: TensorRTFacts | None = None
 
     @field_validator("layers")
     @classmethod

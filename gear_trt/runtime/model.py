@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.backend import Backend
+from gear_trt.runtime.checks import in_range
 from gear_trt.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -33,17 +35,19 @@ class Model:
         self._folder = folder
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int) -> Self:
+    def open(cls, folder: Path, *, threads: int | None = None) -> Self:
         """Read the manifest and load the graph.
 
         Args:
             folder: The engine folder.
-            threads: CPU threads that one step may use.
+            threads: CPU threads of one step; None means all that this process may use.
 
         Raises:
             GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, `MISSING_DEPENDENCY`,
-                or `MISSING_LIBRARY`.
+                `MISSING_LIBRARY`, or `BAD_REQUEST` for less than one thread.
         """
+        usable = len(os.sched_getaffinity(0))
+        threads = usable if threads is None else in_range("threads", threads, 1)
         manifest = Manifest.read(folder)
         return cls(folder, manifest, _onnxruntime(folder, manifest, threads))
 

@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
 from gear_trt import native
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime.cache import GearCache
+from gear_trt.runtime.backend import CacheMemory
 from gear_trt.runtime.manifest import MODEL_FILE
 from gear_trt.spec import GEAR_ATTENTION, graph
 
@@ -68,7 +68,7 @@ class OnnxRuntimeBackend:
         except FAILURES as error:
             raise self._load_failure(str(error)) from None
 
-    def bind(self, cache: GearCache) -> OrtBoundGraph:
+    def bind(self, cache: CacheMemory) -> OrtBoundGraph:
         """Bind the memory of a cache to the inputs and outputs of every layer.
 
         Raises:
@@ -106,15 +106,12 @@ class OrtBoundGraph:
         vocab_size: Width of the logits.
     """
 
-    def __init__(self, session: InferenceSession, cache: GearCache, *, vocab_size: int) -> None:
+    def __init__(self, session: InferenceSession, cache: CacheMemory, *, vocab_size: int) -> None:
         self._session: Any = session  # untyped, as is the binding
         self._cache = cache  # keeps the bound memory alive
         self._binding: Any = session.io_binding()
         self._vocab_size = vocab_size
         self._logits_dtype = _logits_dtype(session)
-        self._bind_input(graph.PAGE_TABLE, cache.page_table)
-        self._bind_input(graph.SLOTS, cache.slots)
-        self._bind_input(graph.PAST_LENGTHS, cache.lengths)
         for layer, pool in enumerate(cache.page_pools):
             self._bind_state(graph.page_pool_input(layer), graph.page_pool_output(layer), pool)
         for layer, rows in enumerate(cache.residual_buffers):
@@ -129,6 +126,9 @@ class OrtBoundGraph:
         logits_BSV = np.empty((*tokens_BS.shape, self._vocab_size), self._logits_dtype)
         self._bind_input(graph.INPUT_IDS, tokens_BS)
         self._bind_input(graph.NEW_LENGTHS, new_lengths)
+        self._bind_input(graph.PAGE_TABLE, self._cache.page_table)
+        self._bind_input(graph.SLOTS, self._cache.slots)
+        self._bind_input(graph.PAST_LENGTHS, self._cache.lengths)
         self._bind_output(graph.LOGITS, logits_BSV)
         try:
             self._session.run_with_iobinding(self._binding)

@@ -223,7 +223,8 @@ def test_doctor_says_what_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("generate", "--help"), ("bench", "ops", "--help")]
+    "arguments",
+    [("--help",), ("generate", "--help"), ("serve", "--help"), ("bench", "ops", "--help")],
 )
 def test_help_imports_nothing_heavy(arguments):
     run = subprocess.run(

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,9 +26,25 @@ def commands(readme):
 
 def run(words, folder):
     """Run a command as a user would who has installed gear_trt and stands in `folder`."""
-    bin_folder = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        words, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
+
+
+@contextmanager
+def running(words, folder):
+    """Run a server while the block lasts; it is ready when it prints its first line."""
+    with subprocess.Popen(
+        words, cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout.readline(), f"{shlex.join(words)} has ended"
+            yield
+        finally:
+            server.terminate()
+
+
+def _environment():
+    bin_folder = Path(sys.executable).parent
+    return {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}

@@ -1,5 +1,8 @@
 import pytest
 
+from gear_trt.runtime.model import Model
+from gear_trt.runtime.paged_cache import PagedCache
+from gear_trt.runtime.paged_engine import PagedEngine
 from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
 from tests.portable import portable_kernels  # noqa: F401 - a fixture
@@ -17,3 +20,31 @@ def exact_folder(tmp_path_factory):
     """The same model with a lossless cache: how tokens are batched must not matter."""
     toy = ToyModel(config=CompressionConfig.preset("exact"))
     return write_engine(tmp_path_factory.mktemp("engine") / "exact", toy)
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_folder):
+    return Model.open(toy_folder, threads=1)
+
+
+@pytest.fixture(scope="session", params=["k4v4", "exact", "no sinks"])
+def any_model(request, tmp_path_factory):
+    """Pages that hold few rows, pages that hold many, and sequences without sinks."""
+    config = (
+        CompressionConfig.preset("k2v2", sinks=0)
+        if request.param == "no sinks"
+        else CompressionConfig.preset(request.param)
+    )
+    folder = tmp_path_factory.mktemp("any") / "engine"
+    return Model.open(write_engine(folder, ToyModel(config=config)), threads=1)
+
+
+@pytest.fixture
+def small(toy_model):
+    """Make an engine with a cache of a few pages; return both."""
+
+    def make(*, pages=64, slots=8):
+        cache = PagedCache(toy_model.manifest.layers, num_pages=pages, slots=slots)
+        return PagedEngine(toy_model, cache), cache
+
+    return make

@@ -7,7 +7,6 @@ import pytest
 
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime import generation
 from tests.runtime.folders import END, MAX_CONTEXT, byte_tokenizer, scripted_engine
 
 PROMPT = "Say it:"
@@ -128,9 +127,9 @@ def test_cancelled_on_the_way_releases_held_text(scripted):
     assert chunks[-1].finish_reason == "cancelled"
 
 
-def test_cancel_is_seen_between_slices_of_a_long_prompt(scripted, monkeypatch):
-    monkeypatch.setattr(generation, "PREFILL_SLICE", 2)
-    engine = scripted("Hello")
+def test_cancel_is_seen_between_slices_of_a_long_prompt(toy_folder):
+    prompt = 60 * "long "
+    engine = scripted_engine(toy_folder, "Hello", prompt=prompt)
     cancel = threading.Event()
     run = engine._graph.run
 
@@ -139,8 +138,9 @@ def test_cancel_is_seen_between_slices_of_a_long_prompt(scripted, monkeypatch):
         return run(*arguments)
 
     engine._graph.run = run_and_cancel
-    assert stream(engine, cancel=cancel)[-1].finish_reason == "cancelled"
-    assert engine.cache.lengths.tolist() == [2]
+    *_, last = engine.stream(prompt, chat=False, cancel=cancel)
+    assert last.finish_reason == "cancelled"
+    assert engine.cache.lengths.tolist() == [68]
 
 
 def test_greedy_is_repeatable_and_so_is_a_seed(toy):

@@ -1,0 +1,57 @@
+"""Steps of a model over a paged cache: any sequences together, each with tokens of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gear_trt.runtime.model import Model
+from gear_trt.runtime.paged_cache import PagedCache, PagedSequence
+
+
+class PagedEngine:
+    """A model and the paged cache it works on, for one thread.
+
+    Attributes:
+        model: Weights, graph and tokenizer.
+        cache: The pages and buffers.
+
+    Args:
+        model: Weights, graph and tokenizer.
+        cache: An empty cache for the model's layers.
+
+    Raises:
+        GearError: `DAMAGED_ENGINE` where graph and manifest do not fit.
+    """
+
+    def __init__(self, model: Model, cache: PagedCache) -> None:
+        self.model = model
+        self.cache = cache
+        self._graph = model.backend.bind(cache)
+
+    def step(self, sequences: Sequence[PagedSequence]) -> NDArray[np.float32]:
+        """Do the next step of each sequence's plan and return what the model expects next.
+
+        Args:
+            sequences: B sequences, none twice, that have reserved their pages.
+
+        Returns:
+            [B, vocab_size] float32 logits of each sequence's newest token.
+
+        Raises:
+            GearError: `NON_FINITE_ACTIVATION`. No sequence has grown then, and the step may be
+                repeated: it reaches from no page into the next, so what was written is written
+                again before it is read.
+        """
+        self.cache.stage(sequences)
+        new_lengths = np.array([sequence.step_tokens for sequence in sequences], np.int32)
+        pad = self.model.manifest.model.pad_token_id
+        tokens_BS = np.full((len(sequences), new_lengths.max()), pad, np.int64)
+        for row, sequence, new in zip(tokens_BS, sequences, new_lengths, strict=True):
+            row[:new] = sequence.plan.tokens[sequence.length : sequence.length + new]
+        logits_BSV = self._graph.run(tokens_BS, new_lengths)
+        for sequence, new in zip(sequences, new_lengths.tolist(), strict=True):
+            sequence.length += new
+        return logits_BSV[np.arange(len(sequences)), new_lengths - 1].astype(np.float32)
