@@ -44,8 +44,9 @@ class BuildReport(BaseModel):
         plugin_layers: Plugin layers of both profiles, by TensorRT's list of the engine's layers;
             None where it gives none.
         engine_bytes: Size of the engine.
-        seconds: Time of parsing and building.
-        peak_memory_bytes: Largest resident size of the process that built it.
+        seconds: Wall time of parsing and building.
+        cpu_seconds: CPU time of all threads of the process that built it.
+        peak_memory_bytes: Largest resident size of that process.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +55,7 @@ class BuildReport(BaseModel):
     plugin_layers: int | None
     engine_bytes: int
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int
 
 
@@ -134,7 +136,8 @@ def build_engine(
         facts=facts,
         plugin_layers=built.plugin_layers,
         engine_bytes=engine.stat().st_size,
-        seconds=round(built.seconds, 3),
+        seconds=built.seconds,
+        cpu_seconds=built.cpu_seconds,
         peak_memory_bytes=built.peak_memory_bytes,
     )
 

@@ -91,7 +91,8 @@ class _Build:
             version=self._tensorrt.version,
             compute_capabilities=targets,
             plugin_layers=self._log.plugin_layers,
-            seconds=time.perf_counter() - started,
+            seconds=round(time.perf_counter() - started, 3),
+            cpu_seconds=round(time.process_time(), 3),
             peak_memory_bytes=peak_memory_bytes(),
         )
 

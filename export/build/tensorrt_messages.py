@@ -54,7 +54,8 @@ class Built(BaseModel):
         compute_capabilities: GPUs that it was built for.
         plugin_layers: Plugin layers of all profiles, by TensorRT's list of the engine's layers;
             None where it gives none.
-        seconds: Time of parsing and building.
+        seconds: Wall time of parsing and building.
+        cpu_seconds: CPU time of all threads of the process.
         peak_memory_bytes: Largest resident size of the process.
     """
 
@@ -63,6 +64,7 @@ class Built(BaseModel):
     compute_capabilities: tuple[str, ...]
     plugin_layers: int | None
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int
 
 
