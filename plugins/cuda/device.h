@@ -161,6 +161,18 @@ inline Error fill_bytes(void* device, int byte, size_t bytes, Stream stream) {
   return cuda_error(cudaMemsetAsync(device, byte, bytes, stream));
 }
 
+inline Error copy_device(void* to, const void* from, size_t bytes, Stream stream) {
+  return cuda_error(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+}
+
+inline Error allocate(void** device, size_t bytes) { return cuda_error(cudaMalloc(device, bytes)); }
+inline void free_device(void* device) { cudaFree(device); }
+
+inline int current_device() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess ? device : 0;
+}
+
 // Waits for the stream.
 inline Error read_device(void* host, const void* device, size_t bytes, Stream stream) {
   const Error error =

@@ -339,6 +339,19 @@ inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
   return {};
 }
 
+inline Error copy_device(void* to, const void* from, size_t bytes, Stream) {
+  memcpy(to, from, bytes);
+  return {};
+}
+
+inline Error allocate(void** device, size_t bytes) {
+  *device = malloc(bytes);
+  return *device == nullptr ? "out of memory" : Error{};
+}
+inline void free_device(void* device) { free(device); }
+
+inline int current_device() { return 0; }
+
 inline Error read_device(void* host, const void* device, size_t bytes, Stream) {
   memcpy(host, device, bytes);
   return {};
