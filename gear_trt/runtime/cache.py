@@ -18,6 +18,7 @@ from gear_trt.runtime.footprint import (
     page_bytes,
 )
 from gear_trt.runtime.manifest import LayerFacts
+from gear_trt.runtime.memory import HostMemory, Memory, StateArray
 from gear_trt.spec import page_layout
 
 IntArray = NDArray[np.int32]
@@ -26,8 +27,8 @@ IntArray = NDArray[np.int32]
 class GearCache:
     """Page pools, residual buffers and page table of all layers.
 
-    Every sequence owns a fixed run of pages, enough for `max_tokens`. Pages that no token has
-    reached cost no memory: the operating system gives it at the first write.
+    Every sequence owns a fixed run of pages, enough for `max_tokens`. In the host's memory pages
+    that no token has reached cost nothing: the operating system gives it at the first write.
 
     Attributes:
         layers: Facts of every layer.
@@ -43,16 +44,29 @@ class GearCache:
         layers: Facts of every layer, in order.
         batch: B, sequences.
         max_tokens: Tokens that each sequence can hold.
+        memory: Where pools and buffers lie; None means the host's memory. What the host decides
+            (page table, slots, lengths, tokens) is always numpy's.
     """
 
-    def __init__(self, layers: Sequence[LayerFacts], *, batch: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerFacts],
+        *,
+        batch: int,
+        max_tokens: int,
+        memory: Memory | None = None,
+    ) -> None:
         self.layers = tuple(layers)
         self.max_tokens = max_tokens
+        self._memory = memory or HostMemory()
         # ONNX Runtime has no use for a pool without memory, hence at least one page.
         max_pages = max(1, *(num_pages(max_tokens, layer.config) for layer in self.layers))
-        self.page_pools = [_empty_pool(layer, batch * max_pages) for layer in self.layers]
-        self.residual_buffers: list[NDArray[np.generic]] = [
-            np.zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
+        self.page_pools: list[StateArray] = [
+            self._memory.zeros((batch * max_pages, *_page_shape(layer)), "int32")
+            for layer in self.layers
+        ]
+        self.residual_buffers: list[StateArray] = [
+            self._memory.zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
             for layer in self.layers
         ]
         self.page_table = np.arange(batch * max_pages, dtype=np.int32).reshape(batch, max_pages)
@@ -128,10 +142,10 @@ class GearCache:
             lengths=self.lengths,
             token_ids=self.token_ids[:, : self.lengths.max()],
             pages=[
-                pool[self._used_page_ids(layer)]
+                self._memory.read(pool, self._used_page_ids(layer))
                 for pool, layer in zip(self.page_pools, self.layers, strict=True)
             ],
-            residual_buffers=self.residual_buffers,
+            residual_buffers=[self._memory.read(rows) for rows in self.residual_buffers],
         )
         cache_file.write(Path(path), content, self.layers)
 
@@ -148,8 +162,9 @@ class GearCache:
         self.lengths[:] = content.lengths
         self.token_ids[:, : content.token_ids.shape[1]] = content.token_ids
         for index, layer in enumerate(self.layers):
-            self.page_pools[index][self._used_page_ids(layer)] = content.pages[index]
-            self.residual_buffers[index][:] = content.residual_buffers[index]
+            pages = self._used_page_ids(layer)
+            self._memory.write(self.page_pools[index], content.pages[index], pages)
+            self._memory.write(self.residual_buffers[index], content.residual_buffers[index])
         self.check_integrity()
 
     def check_integrity(self) -> None:
@@ -188,7 +203,9 @@ class GearCache:
             )
 
     def _is_finite(self) -> bool:
-        return all(bool(np.isfinite(rows).all()) for rows in self.residual_buffers)
+        return all(
+            bool(np.isfinite(self._memory.read(rows)).all()) for rows in self.residual_buffers
+        )
 
     def _used_pages(self, layer: LayerFacts, sequence: int) -> int:
         return num_pages(int(self.lengths[sequence]), layer.config)
@@ -202,6 +219,5 @@ class GearCache:
         )
 
 
-def _empty_pool(layer: LayerFacts, pages: int) -> IntArray:
-    words = page_layout(layer.config, layer.head_dim).page_words
-    return np.zeros((pages, layer.num_kv_heads, words), np.int32)
+def _page_shape(layer: LayerFacts) -> tuple[int, int]:
+    return layer.num_kv_heads, page_layout(layer.config, layer.head_dim).page_words

@@ -85,7 +85,7 @@ def test_what_the_host_knows_is_refused(emulated):
         op.session.run(None, feeds)
 
 
-# --- libgear_cuda.so -------------------------------------------------------------------------------
+# --- libgear_cuda.so ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gear_trt.runtime.engine import Engine
 from gear_trt.runtime.manifest import MODEL_FILE, Manifest, ModelFacts
+from gear_trt.runtime.memory import HostMemory
 from gear_trt.runtime.model import Model
 from gear_trt.spec import layout_hash
 from tests.graphs import ToyModel
@@ -69,6 +70,7 @@ class ScriptedBackend:
     answer: list[int]
     prompt_tokens: int
     runs: int = 0
+    memory = HostMemory()
 
     def bind(self, cache):
         self.cache = cache
