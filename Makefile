@@ -37,7 +37,7 @@ cuda: $(INSTALLED)  ## Compile the CUDA kernels for every architecture; nvcc fro
 	@command -v "$${CUDACXX:-nvcc}" >/dev/null || { echo "installing nvcc into $(VENV)"; \
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt $(NVCC_PACKAGES); }
 	$(BIN)/cmake -S plugins -B build/cuda -DGEAR_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
-	$(BIN)/cmake --build build/cuda --parallel 2 --target gear_cuda
+	$(BIN)/cmake --build build/cuda --parallel 2 --target gear_cuda gear_trt_plugins
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

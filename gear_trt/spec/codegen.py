@@ -6,6 +6,7 @@ Run as ``python -m gear_trt.spec.codegen [--check]`` from the repository root.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from gear_trt.spec.ops import DOMAIN, GEAR_ATTENTION, OPSET_VERSION, AttributeSp
 HEADER = Path("plugins/include/gear/generated/spec.h")
 
 _CPP_TYPES = {"int": "int", "float": "float"}
+_CPP_ELEMENTS = {"int32": "kInt32", "T": "kActivation", "R": "kBuffer"}
 
 
 def generated_files() -> dict[Path, str]:
@@ -162,14 +164,88 @@ def _op() -> Iterator[str]:
     yield ""
     yield "namespace gear_attention {"
     yield f'inline constexpr char kName[] = "{op.name}";'
+    for attribute in op.attributes:
+        if attribute.name.startswith("plugin_"):
+            yield f'inline constexpr char {_constant(attribute.name)}[] = "{attribute.default}";'
     for kind, tensors in (("Input", op.inputs), ("Output", op.outputs)):
         yield f"enum {kind} : int {{"
         for tensor in tensors:
-            camel = "".join(part.capitalize() for part in tensor.name.split("_"))
-            yield f"  k{camel},"
+            yield f"  {_constant(tensor.name)},"
         yield f"  k{kind}Count,"
         yield "};"
+    yield ""
+    yield from _tensors()
     yield "}  // namespace gear_attention"
+
+
+def _tensors() -> Iterator[str]:
+    op = GEAR_ATTENTION
+    tensors = (*op.inputs, *op.outputs)
+    axes = _free_axes()
+    yield "// Axes whose sizes calls decide: all axes of one name have one size. Others are kFixed."
+    yield "enum class Axis : int { kFixed = -1, " + ", ".join(map(_constant, axes)) + ", kCount };"
+    names = ", ".join(f'"{axis}"' for axis in axes)
+    yield f"inline constexpr const char* kAxisNames[] = {{{names}}};"
+    yield ""
+    yield "// int32; the type T of activations; the type R of the residual buffer."
+    yield "enum class Element : int { " + ", ".join(_CPP_ELEMENTS.values()) + " };"
+    yield ""
+    yield "struct TensorAxis {"
+    yield "  Axis axis;"
+    yield "  int64_t size;  // of a fixed axis"
+    yield "};"
+    yield ""
+    yield "struct Tensor {"
+    yield "  const char* name;"
+    yield "  Element element;"
+    yield "  int aliased_input;  // of an output that is an updated input: which; else -1"
+    yield "  int rank;"
+    yield f"  TensorAxis axes[{max(len(tensor.shape) for tensor in tensors)}];"
+    yield "};"
+    yield ""
+    yield "struct Tensors {"
+    yield "  Tensor all[kInputCount + kOutputCount];  // inputs, then outputs"
+    yield "};"
+    yield ""
+    yield f"constexpr Tensors tensors(const {op.name}Attributes& attributes) {{"
+    for name in _size_variables():
+        owner = "attributes" if name in {a.name for a in _own_attributes()} else "attributes.page"
+        yield f"  const int {name} = {owner}.{name};"
+    yield "  const int page_words = page_layout(attributes.page).page_words;"
+    yield "  return {{"
+    inputs = [tensor.name for tensor in op.inputs]
+    for tensor in tensors:
+        alias = inputs.index(tensor.alias_of) if tensor.alias_of else -1
+        shape = ", ".join(
+            f"{{Axis::{_constant(axis)}, 0}}" if axis in axes else f"{{Axis::kFixed, {axis}}}"
+            for axis in tensor.shape
+        )
+        element = f"Element::{_CPP_ELEMENTS[tensor.dtype]}"
+        yield f'    {{"{tensor.name}", {element}, {alias}, {len(tensor.shape)}, {{{shape}}}}},'
+    yield "  }};"
+    yield "}"
+
+
+def _constant(name: str) -> str:
+    """`page_pool` to `kPagePool`."""
+    return "k" + "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def _axes() -> Iterator[str]:
+    for tensor in (*GEAR_ATTENTION.inputs, *GEAR_ATTENTION.outputs):
+        yield from tensor.shape
+
+
+def _free_axes() -> list[str]:
+    """Axes that no attribute decides, in the order of their first use."""
+    known = {*(attribute.name for attribute in GEAR_ATTENTION.attributes), "page_words"}
+    return [axis for axis in dict.fromkeys(_axes()) if axis.isidentifier() and axis not in known]
+
+
+def _size_variables() -> list[str]:
+    """Attributes that sizes of axes are computed from."""
+    words = dict.fromkeys(word for axis in _axes() for word in re.findall(r"[a-z]\w*", axis))
+    return [word for word in words if word not in {*_free_axes(), "page_words"}]
 
 
 def _own_attributes() -> list[AttributeSpec]:

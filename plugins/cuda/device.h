@@ -31,8 +31,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "gear/attention.h"
+
+namespace gear::cuda {
+
+// What hosts set memory aside by for GPUs that they have not seen: the most multiprocessors that
+// launches use, and the shared memory that a block of any GPU can have.
+inline constexpr int kMaxMultiprocessors = 256;
+inline constexpr int kLeastSharedBytes = 99 * 1024;
+
+}  // namespace gear::cuda
 
 #ifdef GEAR_EMULATED_GPU
 
@@ -152,7 +162,10 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 }
 
 // Of the current device; 0 where there is none.
-inline int num_multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+inline int num_multiprocessors() {
+  const int count = device_attribute(cudaDevAttrMultiProcessorCount);
+  return count < kMaxMultiprocessors ? count : kMaxMultiprocessors;
+}
 inline size_t max_shared_bytes() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
@@ -165,8 +178,18 @@ inline Error copy_device(void* to, const void* from, size_t bytes, Stream stream
   return cuda_error(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
 }
 
-inline Error allocate(void** device, size_t bytes) { return cuda_error(cudaMalloc(device, bytes)); }
+// Zeros in device memory, and zeros in host memory that kernels can write to.
+inline Error allocate(void** device, size_t bytes) {
+  const Error error = cuda_error(cudaMalloc(device, bytes));
+  return error.empty() ? cuda_error(cudaMemset(*device, 0, bytes)) : error;
+}
+inline Error allocate_shared(void** host, size_t bytes) {
+  const Error error = cuda_error(cudaHostAlloc(host, bytes, cudaHostAllocMapped));
+  if (error.empty()) memset(*host, 0, bytes);
+  return error;
+}
 inline void free_device(void* device) { cudaFree(device); }
+inline void free_shared(void* host) { cudaFreeHost(host); }
 
 inline int current_device() {
   int device = 0;

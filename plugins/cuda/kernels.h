@@ -19,6 +19,9 @@ struct Workspace {
 
 size_t attention_workspace_bytes(const Call& call);
 
+// Enough for this and every smaller call, on every GPU.
+size_t attention_workspace_bound(const Call& largest);
+
 // Writes `output` (zeros at and beyond new_lengths, and for sequences that is_valid of append.h
 // refuses), and appends the new tokens of every sequence in which no page becomes full (append_rows
 // of append.h). `log_sum_exp` is [B, S, num_heads] or null.
@@ -29,6 +32,9 @@ Error launch_attention(const Call& call, const Workspace& workspace, float* log_
 // -------------------------------------------------------------------------
 
 size_t compress_workspace_bytes(const PageConfig& config);
+
+// Enough for launch_compress of this and every smaller call, on every GPU.
+size_t compress_workspace_bound(const Call& largest);
 
 // Compresses every page that becomes full, and appends the new tokens of those sequences.
 Error launch_compress(const Call& call, const Workspace& workspace, Stream stream);

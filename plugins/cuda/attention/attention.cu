@@ -102,6 +102,15 @@ size_t attention_workspace_bytes(const Call& call) {
   return items * state_floats(call.head_dim()) * sizeof(float);
 }
 
+size_t attention_workspace_bound(const Call& largest) {
+  const bool has_prefill = prefill_kernel(largest) != nullptr;
+  const int rows = has_prefill ? kPrefillRows : largest.seq_len * largest.group();
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t counters = std::min<int64_t>(tiles * largest.batch * largest.kv_heads(), kCounters);
+  const int64_t items = int64_t{kMaxMultiprocessors} * kMaxBlocks * kItemsPerBlock + counters;
+  return static_cast<size_t>(items) * state_floats(largest.head_dim()) * sizeof(float);
+}
+
 Error launch_attention(const Call& call, const Workspace& workspace, float* log_sum_exp,
                        Stream stream) {
   constexpr float kLog2OfE = 1.442695041f;

@@ -4,6 +4,8 @@
 //   rows from the buffer and from the new tokens → rotate → outliers, ranges, metadata → codes →
 //   low rank of the error → deltas of the outliers (gear_trt/reference/page.py).
 
+#include <algorithm>
+
 #include "cuda/append.h"
 #include "cuda/compress/lowrank.h"
 #include "cuda/compress/quantize.h"
@@ -215,11 +217,19 @@ __global__ void __launch_bounds__(kCompressThreads, kBlocksPerProcessor)
   }
 }
 
-bool fits_shared(const PageConfig& config) {
-  return plan_tile(config).end * sizeof(float) <= max_shared_bytes();
+bool fits_shared(const PageConfig& config, size_t shared_bytes) {
+  return plan_tile(config).end * sizeof(float) <= shared_bytes;
 }
 
 int max_blocks() { return num_multiprocessors() * kBlocksPerProcessor; }
+
+size_t tiles_bytes(const PageConfig& config, int64_t blocks) {
+  return static_cast<size_t>(blocks) * tile_floats(config) * sizeof(float);
+}
+
+int64_t num_tasks(const Call& call) {
+  return int64_t{2} * call.kv_heads() * call.batch * call.max_new_pages();
+}
 
 Error launch_work(Work work, const Workspace& workspace, Stream stream) {
   if (work.num_tasks == 0) return {};
@@ -228,12 +238,12 @@ Error launch_work(Work work, const Workspace& workspace, Stream stream) {
   const auto blocks =
       static_cast<unsigned>(work.num_tasks < max_blocks() ? work.num_tasks : max_blocks());
   const dim3 threads(kCompressThreads);
-  if (fits_shared(config)) {
+  if (fits_shared(config, max_shared_bytes())) {
     return launch(compress, dim3(blocks), threads, plan.end * sizeof(float), stream, work);
   }
-  if (workspace.bytes < compress_workspace_bytes(config)) {
+  if (workspace.bytes < tiles_bytes(config, blocks)) {
     return "the workspace has " + std::to_string(workspace.bytes) + " bytes for compression, " +
-           std::to_string(compress_workspace_bytes(config)) + " are needed";
+           std::to_string(tiles_bytes(config, blocks)) + " are needed";
   }
   work.tiles = static_cast<float*>(workspace.memory);
   return launch(compress, dim3(blocks), threads, plan.x * sizeof(float), stream, work);
@@ -242,12 +252,18 @@ Error launch_work(Work work, const Workspace& workspace, Stream stream) {
 }  // namespace
 
 size_t compress_workspace_bytes(const PageConfig& config) {
-  if (fits_shared(config)) return 0;
-  return static_cast<size_t>(max_blocks()) * tile_floats(config) * sizeof(float);
+  if (fits_shared(config, max_shared_bytes())) return 0;
+  return tiles_bytes(config, max_blocks());
+}
+
+size_t compress_workspace_bound(const Call& largest) {
+  if (fits_shared(largest.config(), kLeastSharedBytes)) return 0;
+  constexpr int64_t kMaxBlocks = int64_t{kMaxMultiprocessors} * kBlocksPerProcessor;
+  return tiles_bytes(largest.config(), std::min(num_tasks(largest), kMaxBlocks));
 }
 
 Error launch_compress(const Call& call, const Workspace& workspace, Stream stream) {
-  const int64_t tasks = int64_t{2} * call.kv_heads() * call.batch * call.max_new_pages();
+  const int64_t tasks = num_tasks(call);
   if (tasks > INT32_MAX) return "batch, seq_len and num_kv_heads are too large for one call";
   return launch_work({call, {nullptr, nullptr}, static_cast<int>(tasks), nullptr}, workspace,
                      stream);

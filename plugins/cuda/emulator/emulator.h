@@ -332,7 +332,7 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
 
 // Those of the smallest GPUs that the kernels must run on: few processors, sm_86's shared memory.
 inline int num_multiprocessors() { return 4; }
-inline size_t max_shared_bytes() { return 99 * 1024; }
+inline size_t max_shared_bytes() { return kLeastSharedBytes; }
 
 inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
   memset(device, byte, bytes);
@@ -345,10 +345,12 @@ inline Error copy_device(void* to, const void* from, size_t bytes, Stream) {
 }
 
 inline Error allocate(void** device, size_t bytes) {
-  *device = malloc(bytes);
+  *device = calloc(1, bytes);
   return *device == nullptr ? "out of memory" : Error{};
 }
+inline Error allocate_shared(void** host, size_t bytes) { return allocate(host, bytes); }
 inline void free_device(void* device) { free(device); }
+inline void free_shared(void* host) { free(host); }
 
 inline int current_device() { return 0; }
 

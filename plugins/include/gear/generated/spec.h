@@ -239,6 +239,8 @@ void for_each_attribute(Attributes& attributes, Visitor&& visit) {
 
 namespace gear_attention {
 inline constexpr char kName[] = "GearAttention";
+inline constexpr char kPluginVersion[] = "1";
+inline constexpr char kPluginNamespace[] = "gear";
 enum Input : int {
   kQuery,
   kKey,
@@ -257,6 +259,53 @@ enum Output : int {
   kResidualBufferOut,
   kOutputCount,
 };
+
+// Axes whose sizes calls decide: all axes of one name have one size. Others are kFixed.
+enum class Axis : int { kFixed = -1, kB, kS, kNumPages, kSlots, kMaxPages, kCount };
+inline constexpr const char* kAxisNames[] = {"B", "S", "num_pages", "slots", "max_pages"};
+
+// int32; the type T of activations; the type R of the residual buffer.
+enum class Element : int { kInt32, kActivation, kBuffer };
+
+struct TensorAxis {
+  Axis axis;
+  int64_t size;  // of a fixed axis
+};
+
+struct Tensor {
+  const char* name;
+  Element element;
+  int aliased_input;  // of an output that is an updated input: which; else -1
+  int rank;
+  TensorAxis axes[5];
+};
+
+struct Tensors {
+  Tensor all[kInputCount + kOutputCount];  // inputs, then outputs
+};
+
+constexpr Tensors tensors(const GearAttentionAttributes& attributes) {
+  const int num_heads = attributes.num_heads;
+  const int head_dim = attributes.page.head_dim;
+  const int num_kv_heads = attributes.num_kv_heads;
+  const int sinks = attributes.page.sinks;
+  const int chunk = attributes.page.chunk;
+  const int page_words = page_layout(attributes.page).page_words;
+  return {{
+    {"query", Element::kActivation, -1, 3, {{Axis::kB, 0}, {Axis::kS, 0}, {Axis::kFixed, num_heads * head_dim}}},
+    {"key", Element::kActivation, -1, 3, {{Axis::kB, 0}, {Axis::kS, 0}, {Axis::kFixed, num_kv_heads * head_dim}}},
+    {"value", Element::kActivation, -1, 3, {{Axis::kB, 0}, {Axis::kS, 0}, {Axis::kFixed, num_kv_heads * head_dim}}},
+    {"page_pool", Element::kInt32, -1, 3, {{Axis::kNumPages, 0}, {Axis::kFixed, num_kv_heads}, {Axis::kFixed, page_words}}},
+    {"residual_buffer", Element::kBuffer, -1, 5, {{Axis::kSlots, 0}, {Axis::kFixed, num_kv_heads}, {Axis::kFixed, 2}, {Axis::kFixed, sinks + chunk}, {Axis::kFixed, head_dim}}},
+    {"page_table", Element::kInt32, -1, 2, {{Axis::kB, 0}, {Axis::kMaxPages, 0}}},
+    {"slots", Element::kInt32, -1, 1, {{Axis::kB, 0}}},
+    {"past_lengths", Element::kInt32, -1, 1, {{Axis::kB, 0}}},
+    {"new_lengths", Element::kInt32, -1, 1, {{Axis::kB, 0}}},
+    {"output", Element::kActivation, -1, 3, {{Axis::kB, 0}, {Axis::kS, 0}, {Axis::kFixed, num_heads * head_dim}}},
+    {"page_pool_out", Element::kInt32, 3, 3, {{Axis::kNumPages, 0}, {Axis::kFixed, num_kv_heads}, {Axis::kFixed, page_words}}},
+    {"residual_buffer_out", Element::kBuffer, 4, 5, {{Axis::kSlots, 0}, {Axis::kFixed, num_kv_heads}, {Axis::kFixed, 2}, {Axis::kFixed, sinks + chunk}, {Axis::kFixed, head_dim}}},
+  }};
+}
 }  // namespace gear_attention
 
 }  // namespace gear
