@@ -110,6 +110,20 @@ def _check_onnxruntime_cuda() -> None:
         onnxruntime_cuda.check()
 
 
+def usable_gpu_backends() -> Iterator[tuple[BackendName, GearError | None]]:
+    """Yield the GPU backends of this machine, each with why it cannot run any folder's graph."""
+    for name, check in (
+        (BackendName.TENSORRT, _check_tensorrt_installed),
+        (BackendName.ONNXRUNTIME_CUDA, _check_onnxruntime_cuda),
+    ):
+        try:
+            check()
+        except GearError as error:
+            yield name, error
+        else:
+            yield name, None
+
+
 @contextmanager
 def _needs_onnxruntime() -> Iterator[None]:
     try:
