@@ -1,16 +1,24 @@
-"""Build `libgear_cuda.so` from the source tree, for the GPU of this machine alone."""
+"""Build the CUDA libraries from the source tree, for the GPU of this machine alone."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
 BUILD_FOLDER = REPOSITORY / "build" / "gpu-check"
 
 
-def build(architecture: str) -> Path:
+class Built(NamedTuple):
+    """Paths of `libgear_cuda.so` and `libgear_trt_plugins.so`."""
+
+    kernels: Path
+    plugins: Path
+
+
+def build(architecture: str) -> Built:
     """Configure and compile.
 
     Args:
@@ -25,8 +33,10 @@ def build(architecture: str) -> Path:
         f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
     )  # fmt: skip
     jobs = str(os.cpu_count() or 1)
-    _run("cmake", "--build", str(BUILD_FOLDER), "--target", "gear_cuda", "--parallel", jobs)
-    return next(BUILD_FOLDER.rglob("libgear_cuda.so"))
+    targets = ("--target", "gear_cuda", "gear_trt_plugins")
+    _run("cmake", "--build", str(BUILD_FOLDER), *targets, "--parallel", jobs)
+    folder = BUILD_FOLDER / "cuda"
+    return Built(folder / "libgear_cuda.so", folder / "libgear_trt_plugins.so")
 
 
 def _run(*words: str) -> None:

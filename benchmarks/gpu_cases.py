@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,8 +48,13 @@ def run_table(device: torch.device, names: Sequence[str] = ()) -> list[Failure]:
         device: A GPU; or the CPU, where the emulated library is loaded.
         names: Beginnings of the rows to run; empty means all.
     """
+    return run_rows(row for row in _rows(device) if not names or row[0].startswith(tuple(names)))
+
+
+def run_rows(named_checks: Iterable[tuple[str, Callable[[], None]]]) -> list[Failure]:
+    """Run checks by name and return those that failed; say how many there were."""
     started = time.perf_counter()
-    rows = [row for row in _rows(device) if not names or row[0].startswith(tuple(names))]
+    rows = list(named_checks)
     failures = [failure for name, check in rows if (failure := _failure(name, check))]
     seconds = time.perf_counter() - started
     print(f"{len(rows)} rows of the case table in {seconds:.0f} s, {len(failures)} failed")
@@ -61,13 +66,18 @@ def _rows(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
     for case in COMPRESSION_CASES:
         yield f"compress-{case}", partial(check_compression, kernels.compress_pages, case)
     for row in (*ATTENTION_CASES, *_long_half_precision_cases()):
-        is_sharp = row.name.startswith("long-") and row.sharpness > _SHARP
-        tolerance = SHARP_TOLERANCE if is_sharp else TOLERANCE[row.dtype]
-        yield f"attention-{row}", partial(check_attention, kernels.attention, row, tolerance)
+        check = partial(check_attention, kernels.attention, row, tolerance_of(row))
+        yield f"attention-{row}", check
     for preset in _PRESETS_IN_STEPS:
         for steps in TOKEN_STEPS:
             check = partial(check_that_steps_do_not_matter, kernels.attention, preset, steps)
             yield f"steps-{preset}-{len(steps)}", check
+
+
+def tolerance_of(row: AttentionCase) -> float:
+    """Largest NMSE of a row's output."""
+    is_sharp = row.name.startswith("long-") and row.sharpness > _SHARP
+    return SHARP_TOLERANCE if is_sharp else TOLERANCE[row.dtype]
 
 
 def _long_half_precision_cases() -> Iterator[AttentionCase]:

@@ -35,6 +35,7 @@ def check() -> int:
     """Build, test, inspect, measure, and record; FAILED where a test failed."""
     import torch
 
+    from benchmarks import gpu_plugin
     from benchmarks.gpu_build import build
     from benchmarks.gpu_cases import run_table
     from benchmarks.gpu_sanitizer import inspect
@@ -43,14 +44,17 @@ def check() -> int:
     major, minor = torch.cuda.get_device_capability()
     _say(f"building for {torch.cuda.get_device_name()} (sm_{major}{minor})")
     try:
-        library = build(f"{major}{minor}")
+        built = build(f"{major}{minor}")
     except RuntimeError as error:
         print(error)
         return ExitStatus.FAILED
-    os.environ[cuda.LIBRARY_VARIABLE] = str(library)
+    os.environ[cuda.LIBRARY_VARIABLE] = str(built.kernels)
 
     _say("the case table")
-    failures = run_table(torch.device("cuda", torch.cuda.current_device()))
+    device = torch.device("cuda", torch.cuda.current_device())
+    failures = run_table(device)
+    _say("TensorRT's plugin")
+    failures += gpu_plugin.run_table(built.plugins, device)
     for failure in failures:
         print(f"FAILED {failure.row}: {failure.text}")
     _say("compute-sanitizer")

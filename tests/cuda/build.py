@@ -17,12 +17,12 @@ _EMULATED_BUILD = ROOT / "build" / "emulated"
 
 @cache
 def emulated_build() -> Path:
-    """Build the emulated library and the emulator's tests; return their folder."""
+    """Build the emulated libraries and the emulator's tests; return their folder."""
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}") or shutil.which("cmake")
     if cmake is None:
         pytest.skip("the emulated GPU needs cmake: pip install cmake")
     options = ["-DGEAR_EMULATED_GPU=ON", "-DGEAR_CUDA=OFF"]
-    targets = ["--target", "gear_emulated", "emulator_test"]
+    targets = ["--target", "gear_emulated", "gear_emulated_trt_plugins", "emulator_test"]
     for command in (
         [cmake, "-S", ROOT / "plugins", "-B", _EMULATED_BUILD, *options],
         [cmake, "--build", _EMULATED_BUILD, "--parallel", "2", *targets],

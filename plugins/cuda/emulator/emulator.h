@@ -332,7 +332,7 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
 
 // Those of the smallest GPUs that the kernels must run on: few processors, sm_86's shared memory.
 inline int num_multiprocessors() { return 4; }
-inline size_t max_shared_bytes() { return kLeastSharedBytes; }
+inline size_t max_shared_bytes() { return 99 * 1024; }
 
 inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
   memset(device, byte, bytes);
