@@ -92,7 +92,7 @@ def choose(folder: Path, manifest: Manifest) -> BackendName:
 def _gpu_backends(
     folder: Path, manifest: Manifest
 ) -> Iterator[tuple[BackendName, Callable[[], None]]]:
-    if getattr(manifest, "tensorrt", None) is not None:
+    if manifest.tensorrt is not None:
         yield BackendName.TENSORRT, lambda: _check_tensorrt(folder, manifest)
     yield BackendName.ONNXRUNTIME_CUDA, _check_onnxruntime_cuda
 
@@ -101,6 +101,12 @@ def _check_tensorrt(folder: Path, manifest: Manifest) -> None:
     from gear_trt.runtime.tensorrt.check import check
 
     check(folder, manifest)
+
+
+def _check_tensorrt_installed() -> None:
+    from gear_trt.runtime.tensorrt.check import check_installed
+
+    check_installed()
 
 
 def _check_onnxruntime_cuda() -> None:

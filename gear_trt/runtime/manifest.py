@@ -57,6 +57,26 @@ class ModelFacts(BaseModel):
     pad_token_id: int
 
 
+class TensorRtFacts(BaseModel):
+    """The TensorRT engine of a folder, and what it can be loaded with.
+
+    Attributes:
+        file: Name of the engine in the folder.
+        library: What built it: `tensorrt` or `tensorrt_rtx`.
+        version: Of that library.
+        compute_capabilities: Of the GPUs that it runs on, for instance `9.0`.
+        model_digest: SHA-256 of the `model.onnx` that it was built from, in hexadecimal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    library: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    model_digest: str
+
+
 class Manifest(BaseModel):
     """The whole of `gear.json`.
 
@@ -66,6 +86,7 @@ class Manifest(BaseModel):
         versions: Package versions that made the folder, for people.
         model: Facts of the model.
         layers: Every attention layer, in the order of its index.
+        tensorrt: The TensorRT engine; None where there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +96,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     model: ModelFacts
     layers: tuple[LayerFacts, ...]
+    tensorrt: TensorRtFacts | None = None
 
     @field_validator("layers")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from gear_trt import native
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.faults import activation_fault
+from gear_trt.runtime.graph_state import state_names
 from gear_trt.runtime.manifest import MODEL_FILE
-from gear_trt.runtime.memory import HostMemory, StateArray
+from gear_trt.runtime.memory import HostMemory
 from gear_trt.spec import GEAR_ATTENTION, graph
 
 FAILURES = (
@@ -119,14 +120,6 @@ class OrtBoundGraph:
 
     def _bind_output(self, name: str, array: NDArray[np.generic]) -> None:
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def state_names(cache: GearCache) -> Iterator[tuple[tuple[str, str], StateArray]]:
-    """Yield the input's and the output's name of every array of a cache's state, and the array."""
-    for layer, pool in enumerate(cache.page_pools):
-        yield (graph.page_pool_input(layer), graph.page_pool_output(layer)), pool
-    for layer, rows in enumerate(cache.residual_buffers):
-        yield (graph.residual_buffer_input(layer), graph.residual_buffer_output(layer)), rows
 
 
 def open_session(

@@ -17,6 +17,7 @@ from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.device.queue import CudaQueue, Queue
 from gear_trt.runtime.faults import activation_fault
+from gear_trt.runtime.graph_state import state_names
 from gear_trt.runtime.memory import DeviceMemory
 from gear_trt.runtime.onnxruntime import (
     FAILURES,
@@ -25,7 +26,6 @@ from gear_trt.runtime.onnxruntime import (
     open_session,
     run_failure,
     session_options,
-    state_names,
 )
 
 PROVIDER = "CUDAExecutionProvider"
@@ -45,7 +45,7 @@ def check() -> None:
             hint="run with `--backend onnxruntime`, which uses the CPU",
         )
     if PROVIDER not in ort.get_available_providers():
-        raise _missing(f"this onnxruntime ({ort.__version__}) has no CUDA provider")
+        raise _missing("the installed onnxruntime has no CUDA provider")
     cuda.build_info()
     if not torch.cuda.is_available():
         raise _missing(f"PyTorch {torch.__version__} finds no GPU: it is built without CUDA")

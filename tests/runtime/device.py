@@ -31,6 +31,9 @@ class HostQueue:
     def download(self, tensor):
         return tensor.clone().numpy()
 
+    def wait(self):
+        """There is nothing to wait for."""
+
     def capture(self, work):
         if not self.can_capture:
             raise RuntimeError("operation not permitted when stream is capturing")

@@ -182,6 +182,7 @@ def test_they_fit_the_official_headers(tmp_path):
     cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
     header = (SAMPLE / "tensorrt_abi.h").read_text()
     classes = re.split(r"\nclass I(\w+)", header)[1:]
+    pattern = re.compile(r"(\w+)\([^)]*\) (?:const )?noexcept \{[^}]*?call<(\d+)")
     entries = [
         (f"apiv::V{name}", function, int(entry))
         for name, body in zip(classes[::2], classes[1::2], strict=True)

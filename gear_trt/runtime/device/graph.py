@@ -30,10 +30,12 @@ class Limits:
     Attributes:
         batch: Rows.
         seq_len: Columns of the tokens.
+        max_pages: Columns of the page table.
     """
 
     batch: int = UNLIMITED
     seq_len: int = UNLIMITED
+    max_pages: int = UNLIMITED
 
 
 class Program(Protocol):
@@ -176,7 +178,7 @@ class DeviceGraph:
         shape = replace(
             exact,
             batch=min(_power_of_two(exact.batch), program.limits.batch),
-            max_pages=_power_of_two(exact.max_pages),
+            max_pages=min(_power_of_two(exact.max_pages), program.limits.max_pages),
         )
         if shape not in self._decode_runs:
             self._decode_runs[shape] = self._new_run(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -23,7 +24,10 @@ class Queue(Protocol):
     handle: int
 
     def active(self) -> AbstractContextManager[None]:
-        """Queue what torch does inside on this stream, after all that is under way elsewhere."""
+        """Queue what torch does inside on this stream, after all that is under way elsewhere.
+
+        Threads take turns: what one queues is not mixed with what another does.
+        """
         ...
 
     def host_bytes(self, size: int) -> Tensor:
@@ -32,6 +36,10 @@ class Queue(Protocol):
 
     def download(self, tensor: Tensor) -> NDArray[Any]:
         """Wait for the stream and return a tensor's elements on the host."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for the stream."""
         ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -54,13 +62,15 @@ class CudaQueue:
         self.device = device
         self._stream = torch.cuda.Stream(device)
         self.handle: int = self._stream.cuda_stream
+        self._turn = threading.RLock()
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """See `Queue.active`."""
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            yield
+        with self._turn:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+                yield
 
     def host_bytes(self, size: int) -> Tensor:
         """See `Queue.host_bytes`."""
@@ -72,6 +82,10 @@ class CudaQueue:
         host.copy_(tensor, non_blocking=True)
         self._stream.synchronize()
         return host.numpy()
+
+    def wait(self) -> None:
+        """See `Queue.wait`."""
+        self._stream.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Queue.capture`."""

@@ -1,0 +1,153 @@
+"""A loaded engine: one copy of its weights for all caches, contexts and memory for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from gear_trt import tensorrt as plugins
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.cache import GearCache
+from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
+from gear_trt.runtime.device.queue import CudaQueue, Queue
+from gear_trt.runtime.faults import activation_fault
+from gear_trt.runtime.graph_state import state_names
+from gear_trt.runtime.manifest import Manifest
+from gear_trt.runtime.memory import DeviceMemory
+from gear_trt.runtime.tensorrt.check import check
+from gear_trt.runtime.tensorrt.loading import LoadedEngine, load
+from gear_trt.runtime.tensorrt.program import TensorRtProgram
+from gear_trt.spec import graph
+
+_LARGEST = 2
+"""Index of the largest shape among the three of a profile."""
+_LOGITS_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+
+
+class TensorRtBackend:
+    """An engine on one GPU.
+
+    Attributes:
+        memory: The GPU's.
+
+    Args:
+        loaded: The engine.
+        queue: The device; every cache is worked on through it.
+        vocab_size: Width of the logits.
+        raise_faults: Raises ValueError with what the plugin's kernels met, once they have run.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedEngine,
+        queue: Queue,
+        *,
+        vocab_size: int,
+        raise_faults: Callable[[], None] = plugins.raise_errors,
+    ) -> None:
+        self.memory = DeviceMemory(queue.device)
+        self._loaded = loaded
+        self._engine = loaded.engine
+        self._queue = queue
+        self._vocab_size = vocab_size
+        self._raise_faults = raise_faults
+        self._profiles = [
+            self._limits(profile) for profile in range(self._engine.num_optimization_profiles)
+        ]
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest) -> Self:
+        """Load the engine of a folder on the current GPU.
+
+        Args:
+            folder: The engine folder.
+            manifest: Its manifest.
+
+        Raises:
+            GearError: Those of `check`, or `DAMAGED_ENGINE`.
+        """
+        file = check(folder, manifest)
+        queue = CudaQueue(torch.device("cuda", torch.cuda.current_device()))
+        with queue.active():
+            loaded = load(file)
+        return cls(loaded, queue, vocab_size=manifest.model.vocab_size)
+
+    def bind(self, cache: GearCache) -> DeviceGraph:
+        """Make contexts of the engine over a cache that was made with `memory`.
+
+        Raises:
+            GearError: `BAD_REQUEST` where the cache is larger than the engine was built for.
+        """
+        self._check_fit(cache)
+        indices = range(len(self._profiles))
+        prefill = max(indices, key=lambda index: self._profiles[index].seq_len)
+        decode = min(indices, key=lambda index: self._profiles[index].seq_len)
+        scratch = self._scratch({prefill, decode})
+        with self._queue.active():
+            programs = [
+                TensorRtProgram(
+                    self._new_context(), index, self._profiles[index], cache,
+                    scratch=scratch, queue=self._queue,
+                )
+                for index in dict.fromkeys((prefill, decode))
+            ]  # fmt: skip
+        return DeviceGraph(
+            Programs(
+                programs[0],
+                programs[-1],
+                self._logits_dtype(),
+                self._vocab_size,
+                self._check_faults,
+            ),
+            cache,
+            self._queue,
+        )
+
+    def _check_faults(self) -> None:
+        self._queue.wait()
+        try:
+            self._raise_faults()
+        except ValueError as error:
+            raise activation_fault(str(error)) or error from None
+
+    def _new_context(self) -> Any:  # noqa: ANN401 - TensorRT's
+        context = self._engine.create_execution_context(
+            self._loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if context is None:
+            raise RuntimeError("TensorRT makes no execution context; its log says why")
+        return context
+
+    def _scratch(self, profiles: set[int]) -> torch.Tensor:
+        """Memory for activations that all contexts of one cache share: none runs beside another."""
+        size = max(self._engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+        return torch.empty(max(size, 1), dtype=torch.uint8, device=self._queue.device)
+
+    def _largest(self, name: str, profile: int) -> tuple[int, ...]:
+        return tuple(self._engine.get_tensor_profile_shape(name, profile)[_LARGEST])
+
+    def _limits(self, profile: int) -> Limits:
+        batch, seq_len = self._largest(graph.INPUT_IDS, profile)
+        return Limits(batch, seq_len, self._largest(graph.PAGE_TABLE, profile)[1])
+
+    def _logits_dtype(self) -> torch.dtype:
+        return _LOGITS_DTYPES[self._engine.get_tensor_dtype(graph.LOGITS).name]
+
+    def _check_fit(self, cache: GearCache) -> None:
+        state = {name: tuple(tensor.shape) for (name, _), tensor in state_names(cache)}
+        state[graph.PAGE_TABLE] = cache.page_table.shape
+        for name, shape in state.items():
+            for profile in range(len(self._profiles)):
+                largest = self._largest(name, profile)
+                if name == graph.PAGE_TABLE:  # rows come in parts
+                    shape, largest = shape[1:], largest[1:]
+                if any(size > limit for size, limit in zip(shape, largest, strict=True)):
+                    raise GearError(
+                        ErrorCode.BAD_REQUEST,
+                        f"the engine was built for {name} up to {list(largest)}, "
+                        f"this cache has {list(shape)}",
+                        hint="load it with a smaller batch or max_tokens, or build an engine for more",
+                    )
