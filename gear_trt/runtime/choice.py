@@ -103,23 +103,19 @@ def _check_tensorrt(folder: Path, manifest: Manifest) -> None:
     check(folder, manifest)
 
 
-def _check_tensorrt_installed() -> None:
-    from gear_trt.runtime.tensorrt.check import check_installed
-
-    check_installed()
-
-
 def _check_onnxruntime_cuda() -> None:
-    with _needs_onnxruntime():
-        from gear_trt.runtime import onnxruntime_cuda
+    from gear_trt.runtime.requirements import require_onnxruntime_cuda
 
-        onnxruntime_cuda.check()
+    with _needs_onnxruntime():
+        require_onnxruntime_cuda()
 
 
 def usable_gpu_backends() -> Iterator[tuple[BackendName, GearError | None]]:
-    """Yield the GPU backends of this machine, each with why it cannot run any folder's graph."""
+    """Yield the GPU backends, each with why this machine cannot run any folder's graph with it."""
+    from gear_trt.runtime.requirements import require_tensorrt
+
     for name, check in (
-        (BackendName.TENSORRT, _check_tensorrt_installed),
+        (BackendName.TENSORRT, require_tensorrt),
         (BackendName.ONNXRUNTIME_CUDA, _check_onnxruntime_cuda),
     ):
         try:

@@ -11,8 +11,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from torch import Tensor
 
 from gear_trt import cuda
-from gear_trt.driver import count_gpus
-from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.device.queue import CudaQueue, Queue
@@ -27,28 +25,7 @@ from gear_trt.runtime.onnxruntime import (
     run_failure,
     session_options,
 )
-
-PROVIDER = "CUDAExecutionProvider"
-_INSTALL = "pip install 'gear-trt[gpu]' (onnxruntime-gpu needs CUDA 13 and cuDNN 9)"
-
-
-def check() -> None:
-    """Check, without loading a model, that this machine can run the CUDA provider.
-
-    Raises:
-        GearError: `NO_GPU`, `MISSING_DEPENDENCY`, `MISSING_LIBRARY` or `LAYOUT_MISMATCH`.
-    """
-    if not count_gpus():
-        raise GearError(
-            ErrorCode.NO_GPU,
-            "there is no NVIDIA GPU, or no driver for it",
-            hint="run with `--backend onnxruntime`, which uses the CPU",
-        )
-    if PROVIDER not in ort.get_available_providers():
-        raise _missing("the installed onnxruntime has no CUDA provider")
-    cuda.build_info()
-    if not torch.cuda.is_available():
-        raise _missing(f"PyTorch {torch.__version__} finds no GPU: it is built without CUDA")
+from gear_trt.runtime.requirements import CUDA_PROVIDER, require_onnxruntime_cuda
 
 
 class OnnxRuntimeCudaBackend:
@@ -91,13 +68,13 @@ class OnnxRuntimeCudaBackend:
             threads: CPU threads of what ONNX Runtime leaves on the CPU.
 
         Raises:
-            GearError: Those of `check`; `MISSING_FILE` or `DAMAGED_ENGINE`.
+            GearError: Those of `require_onnxruntime_cuda`; `MISSING_FILE` or `DAMAGED_ENGINE`.
         """
-        check()
+        require_onnxruntime_cuda()
         queue = CudaQueue(torch.device("cuda", torch.cuda.current_device()))
         options = {"device_id": str(queue.device.index), "user_compute_stream": str(queue.handle)}
         path, session = open_session(
-            folder, session_options(threads, cuda.library_path()), [(PROVIDER, options)]
+            folder, session_options(threads, cuda.library_path()), [(CUDA_PROVIDER, options)]
         )
         return cls(path, session, queue, vocab_size=vocab_size)
 
@@ -164,7 +141,3 @@ class OrtProgram:
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = tuple(tensor.shape)
         bind(name, self._device.type, self._device.index or 0, dtype, shape, tensor.data_ptr())
-
-
-def _missing(what: str) -> GearError:
-    return GearError(ErrorCode.MISSING_DEPENDENCY, what, hint=_INSTALL)

@@ -11,16 +11,21 @@ from gear_trt.runtime.onnxruntime import logits_dtype, open_session, session_opt
 from gear_trt.runtime.onnxruntime_cuda import OrtProgram
 
 
+QUEUES = {}
+"""Every `HostQueue` by its handle, which stands for a `cudaStream_t`."""
+
+
 class HostQueue:
-    """A `Queue` on the CPU. What it captures is checked at every replay: nothing may have moved."""
+    """A `Queue` on the CPU. While it captures, what is done on it is kept for replays instead."""
 
     def __init__(self):
         self.device = torch.device("cpu")
-        self.handle = 0
+        self.handle = len(QUEUES) + 1
         self.captures = 0
         self.replays = 0
         self.can_capture = True
-        self.recording = False
+        self._recorded = None
+        QUEUES[self.handle] = self
 
     def active(self):
         return nullcontext()
@@ -34,28 +39,36 @@ class HostQueue:
     def wait(self):
         """There is nothing to wait for."""
 
+    def do(self, work):
+        """Do what a kernel would, now or when a replay comes."""
+        if self._recorded is None:
+            work()
+        else:
+            self._recorded.append(work)
+
     def capture(self, work):
         if not self.can_capture:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captures += 1
-        self.recording = True
+        self._recorded = recorded = []
         try:
             work()
         finally:
-            self.recording = False
-        recorded = self.recorded
+            self._recorded = None
+        assert recorded
 
         def replay():
             self.replays += 1
-            recorded()
+            for each in recorded:
+                each()
 
         return replay
 
 
-class RecordingProgram:
+class LimitedProgram:
     """An ONNX Runtime program with the limits of a TensorRT profile, which a queue can capture.
 
-    While the queue records, nothing runs; the addresses of that moment are what a replay uses.
+    A replay uses the tensors of its capture: nothing may have moved since.
     """
 
     def __init__(self, program, queue, limits):
@@ -68,18 +81,9 @@ class RecordingProgram:
         batch, seq_len = tensors["input_ids"].shape
         assert batch <= self.limits.batch
         assert seq_len <= self.limits.seq_len
-        if self._queue.recording:
-            held = dict(tensors)
-            addresses = {name: tensor.data_ptr() for name, tensor in held.items()}
-
-            def recorded():
-                assert addresses == {name: tensor.data_ptr() for name, tensor in held.items()}
-                self._program.run(held)
-
-            self._queue.recorded = recorded
-            return
+        held = dict(tensors)
         self.shapes.append((batch, seq_len, tensors["page_table"].shape[1]))
-        self._program.run(tensors)
+        self._queue.do(lambda: self._program.run(held))
 
 
 def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=None):
@@ -87,7 +91,7 @@ def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=Non
     manifest = Manifest.read(folder)
     _, session = open_session(folder, session_options(1), ["CPUExecutionProvider"])
     programs = [
-        limits and RecordingProgram(OrtProgram(session, cache, queue), queue, limits)
+        limits and LimitedProgram(OrtProgram(session, cache, queue), queue, limits)
         for limits in (prefill or Limits(), decode)
     ]
     return Programs(

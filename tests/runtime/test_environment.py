@@ -31,8 +31,18 @@ def doctor(**variables):
 
 
 @pytest.fixture(scope="module")
-def findings():
-    return doctor()
+def findings(tmp_path_factory):
+    """Of a machine with a GPU, a driver and a compiler, whose libraries cannot be used."""
+    folder = tmp_path_factory.mktemp("machine")
+    (folder / "libgear_trt_plugins.so").write_text("no library")
+    nvcc = folder / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.5, V13.5.37'\n")
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
+    return doctor(
+        GEAR_CUDA_LIBRARY="/no/such.so",
+        GEAR_TENSORRT_LIBRARY=str(folder / "libgear_trt_plugins.so"),
+        CUDACXX=str(nvcc),
+    )
 
 
 def test_a_gpu_is_named_with_what_its_driver_can(findings):
@@ -54,29 +64,23 @@ def test_providers_are_listed(findings):
     assert "CPU" in findings["onnxruntime providers"]["value"].split(", ")
 
 
+def test_a_library_that_is_missing_or_broken_is_named(findings):
+    assert "/no/such.so" in findings["CUDA kernel library"]["hint"]
+    assert "libgear_trt_plugins.so" in findings["TensorRT plugin library"]["hint"]
+
+
+def test_the_compiler_that_a_build_would_use_is_named(findings):
+    assert findings["nvcc"]["value"].endswith("/nvcc, 13.5.37")
+
+
 def test_libraries_are_named_with_their_layout():
     library = CUDA_BUILD / "cuda" / "libgear_cuda.so"
     if not library.is_file():
         pytest.skip("libgear_cuda.so was not built: run `make cuda`")
-    found = doctor(GEAR_CUDA_LIBRARY=str(library))["CUDA kernel library"]["value"]
-    assert str(library) in found
-    assert layout_hash() in found
-
-
-def test_a_library_that_is_missing_or_broken_is_named(tmp_path):
-    broken = tmp_path / "libgear_trt_plugins.so"
-    broken.write_text("no library")
-    found = doctor(GEAR_CUDA_LIBRARY="/no/such.so", GEAR_TENSORRT_LIBRARY=str(broken))
-    assert "/no/such.so" in found["CUDA kernel library"]["hint"]
-    assert str(broken) in found["TensorRT plugin library"]["hint"]
-
-
-def test_the_compiler_that_a_build_would_use_is_named(tmp_path):
-    nvcc = tmp_path / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.5, V13.5.37'\n")
-    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
-    assert doctor(CUDACXX=str(nvcc))["nvcc"]["value"] == f"{nvcc}, 13.5.37"
-    assert doctor(CUDACXX="/no/such/nvcc")["nvcc"]["value"] is None
+    found = doctor(GEAR_CUDA_LIBRARY=str(library), CUDACXX="/no/such/nvcc")
+    assert str(library) in found["CUDA kernel library"]["value"]
+    assert layout_hash() in found["CUDA kernel library"]["value"]
+    assert found["nvcc"]["value"] is None
 
 
 @pytest.mark.parametrize(

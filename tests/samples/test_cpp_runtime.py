@@ -186,9 +186,7 @@ def test_they_fit_the_official_headers(tmp_path):
     entries = [
         (f"apiv::V{name}", function, int(entry))
         for name, body in zip(classes[::2], classes[1::2], strict=True)
-        for function, entry in re.findall(
-            r"(\w+)\([^)]*\) (?:const )?noexcept \{[^}]*?call<(\d+)", body
-        )
+        for function, entry in pattern.findall(body)
     ]
     assert len(entries) == 13
     source = tmp_path / "entries.cpp"

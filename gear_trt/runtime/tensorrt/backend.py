@@ -24,6 +24,7 @@ from gear_trt.spec import graph
 
 _LARGEST = 2
 """Index of the largest shape among the three of a profile."""
+_UNITS = ("rows", "columns")
 _LOGITS_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -94,17 +95,9 @@ class TensorRtBackend:
                 )
                 for index in dict.fromkeys((prefill, decode))
             ]  # fmt: skip
-        return DeviceGraph(
-            Programs(
-                programs[0],
-                programs[-1],
-                self._logits_dtype(),
-                self._vocab_size,
-                self._check_faults,
-            ),
-            cache,
-            self._queue,
-        )
+        dtype = _LOGITS_DTYPES[self._engine.get_tensor_dtype(graph.LOGITS).name]
+        both = Programs(programs[0], programs[-1], dtype, self._vocab_size, self._check_faults)
+        return DeviceGraph(both, cache, self._queue)
 
     def _check_faults(self) -> None:
         self._queue.wait()
@@ -133,21 +126,17 @@ class TensorRtBackend:
         batch, seq_len = self._largest(graph.INPUT_IDS, profile)
         return Limits(batch, seq_len, self._largest(graph.PAGE_TABLE, profile)[1])
 
-    def _logits_dtype(self) -> torch.dtype:
-        return _LOGITS_DTYPES[self._engine.get_tensor_dtype(graph.LOGITS).name]
-
     def _check_fit(self, cache: GearCache) -> None:
-        state = {name: tuple(tensor.shape) for (name, _), tensor in state_names(cache)}
-        state[graph.PAGE_TABLE] = cache.page_table.shape
-        for name, shape in state.items():
+        """Check pages and slots; rows of the page table may be more, steps are run in parts."""
+        sizes = [(name, 0, tensor.shape[0]) for (name, _), tensor in state_names(cache)]
+        sizes.append((graph.PAGE_TABLE, 1, cache.page_table.shape[1]))
+        for name, axis, size in sizes:
             for profile in range(len(self._profiles)):
-                largest = self._largest(name, profile)
-                if name == graph.PAGE_TABLE:  # rows come in parts
-                    shape, largest = shape[1:], largest[1:]
-                if any(size > limit for size, limit in zip(shape, largest, strict=True)):
+                limit = self._largest(name, profile)[axis]
+                if size > limit:
                     raise GearError(
                         ErrorCode.BAD_REQUEST,
-                        f"the engine was built for {name} up to {list(largest)}, "
-                        f"this cache has {list(shape)}",
-                        hint="load it with a smaller batch or max_tokens, or build an engine for more",
+                        f"the engine was built for {limit} {_UNITS[axis]} of {name} at most, "
+                        f"this cache has {size}",
+                        hint="load it with a smaller batch or max_tokens, or build it for more",
                     )

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gear_trt import driver
-from gear_trt import tensorrt as plugins
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.manifest import MODEL_FILE, Manifest, TensorRtFacts
+from gear_trt.runtime.requirements import require_gpu, require_plugins
 from gear_trt.tensorrt.library import import_library
 
 BUILD_AGAIN = "build the engine again, for this machine's GPU and with its TensorRT"
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 7)}
 """Versions that the plugin library supports, from these on."""
 
@@ -63,24 +60,8 @@ def check(folder: Path, manifest: Manifest) -> EngineFile:
     _check_gpu(facts)
     trt = import_library(facts.library)
     _check_version(facts, trt.__version__)
-    _check_software()
+    require_plugins()
     return EngineFile(path, facts, trt)
-
-
-def check_installed() -> None:
-    """Check that this machine can run some TensorRT engine.
-
-    Raises:
-        GearError: `NO_GPU`, `MISSING_DEPENDENCY`, `MISSING_LIBRARY` or `LAYOUT_MISMATCH`.
-    """
-    _find_gpus()
-    if not any(find_spec(module) for name in LIBRARIES for module in (name, f"{name}_bindings")):
-        raise GearError(
-            ErrorCode.MISSING_DEPENDENCY,
-            "neither TensorRT nor TensorRT-RTX is installed",
-            hint="pip install tensorrt, or tensorrt-rtx",
-        )
-    _check_software()
 
 
 def _check_origin(folder: Path, facts: TensorRtFacts) -> None:
@@ -93,19 +74,8 @@ def _check_origin(folder: Path, facts: TensorRtFacts) -> None:
         )
 
 
-def _find_gpus() -> list[driver.Gpu]:
-    gpus = driver.find_gpus()
-    if not gpus:
-        raise GearError(
-            ErrorCode.NO_GPU,
-            "there is no NVIDIA GPU, or no driver for it",
-            hint="run with `--backend onnxruntime`, which uses the CPU",
-        )
-    return gpus
-
-
 def _check_gpu(facts: TensorRtFacts) -> None:
-    gpu = _find_gpus()[0]
+    gpu = require_gpu()
     capability = "{}.{}".format(*gpu.capability)
     if capability not in facts.compute_capabilities:
         raise GearError(
@@ -133,23 +103,4 @@ def _check_version(facts: TensorRtFacts, version: str) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in _leading_numbers(version))
-
-
-def _leading_numbers(version: str) -> Iterator[str]:
-    for part in version.split("."):
-        if not part.isdigit():
-            return
-        yield part
-
-
-def _check_software() -> None:
-    plugins.build_info()
-    import torch
-
-    if not torch.cuda.is_available():
-        raise GearError(
-            ErrorCode.MISSING_DEPENDENCY,
-            f"PyTorch {torch.__version__} finds no GPU: it is built without CUDA",
-            hint="install PyTorch with CUDA (https://pytorch.org/get-started)",
-        )
+    return tuple(int(part) for part in takewhile(str.isdigit, version.split(".")))

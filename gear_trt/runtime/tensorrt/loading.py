@@ -8,7 +8,6 @@ from typing import Any
 
 from gear_trt import tensorrt as plugins
 from gear_trt.errors import ErrorCode, GearError
-
 from gear_trt.runtime.tensorrt.check import BUILD_AGAIN, EngineFile
 
 log = logging.getLogger(__name__)
