@@ -10,7 +10,6 @@ from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.onnxruntime import logits_dtype, open_session, session_options
 from gear_trt.runtime.onnxruntime_cuda import OrtProgram
 
-
 QUEUES = {}
 """Every `HostQueue` by its handle, which stands for a `cudaStream_t`."""
 
