@@ -14,6 +14,10 @@ from gear_trt.spec.model_config import check_shared
 
 MANIFEST_FILE = "gear.json"
 MODEL_FILE = "model.onnx"
+ENGINE_FILE = "model.engine"
+"""A TensorRT engine, where the folder has one: `Manifest.tensorrt`."""
+PREFILL_PROFILE, DECODE_PROFILE = 0, 1
+"""Optimization profiles of that engine."""
 SCHEMA_VERSION = 1
 
 
@@ -57,24 +61,54 @@ class ModelFacts(BaseModel):
     pad_token_id: int
 
 
-class TensorRtFacts(BaseModel):
-    """The TensorRT engine of a folder, and what it can be loaded with.
+class EngineLimits(BaseModel):
+    """Largest sizes of a TensorRT engine's inputs; the smallest are 1.
 
     Attributes:
-        file: Name of the engine in the folder.
-        library: What built it: `tensorrt` or `tensorrt_rtx`.
-        version: Of that library.
-        compute_capabilities: Of the GPUs that it runs on, for instance `9.0`.
-        model_digest: SHA-256 of the `model.onnx` that it was built from, in hexadecimal.
+        max_batch: B, sequences of one call.
+        max_new_tokens: S of one call in the prefill profile; the decode profile takes 1.
+        max_pages: Columns of the page table.
+        num_pages: Pages of each layer's pool.
+        slots: Rows of each layer's residual buffer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: str
-    library: str
+    max_batch: int
+    max_new_tokens: int
+    max_pages: int
+    num_pages: int
+    slots: int
+
+
+class TensorRTFacts(BaseModel):
+    """The TensorRT engine of the folder.
+
+    Attributes:
+        flavour: `tensorrt` or `tensorrt-rtx`: the one that built it, and that runs it.
+        version: Version of the one that built it.
+        graph_sha256: Of `model.onnx` as it was when the engine was built from it.
+        compute_capabilities: GPUs that it was built for, for instance `8.6`.
+        version_compatible: Later TensorRTs run it too.
+        hardware_compatible: All GPUs from Ampere on run it.
+        refittable: Its weights can be replaced.
+        streams_weights: Its weights may stay in host memory (`weight_streaming_budget_v2`).
+        plugin: File of the folder that is the plugin library; None: it is inside the engine.
+        limits: Largest sizes of its inputs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flavour: str
     version: str
+    graph_sha256: str
     compute_capabilities: tuple[str, ...]
-    model_digest: str
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refittable: bool = False
+    streams_weights: bool = False
+    plugin: str | None
+    limits: EngineLimits
 
 
 class Manifest(BaseModel):
@@ -86,7 +120,7 @@ class Manifest(BaseModel):
         versions: Package versions that made the folder, for people.
         model: Facts of the model.
         layers: Every attention layer, in the order of its index.
-        tensorrt: The TensorRT engine; None where there is none.
+        tensorrt: Of the TensorRT engine, where the folder has one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,7 +130,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     model: ModelFacts
     layers: tuple[LayerFacts, ...]
-    tensorrt: TensorRtFacts | None = None
+    tensorrt: TensorRTFacts | None = None
 
     @field_validator("layers")
     @classmethod

@@ -118,29 +118,6 @@ class IVersionedInterface {
 
 namespace v_1_0 {
 
-class ILogger : public IVersionedInterface {
- public:
-  enum class Severity : int32_t {
-    kINTERNAL_ERROR = 0,
-    kERROR = 1,
-    kWARNING = 2,
-    kINFO = 3,
-    kVERBOSE = 4,
-  };
-
-  InterfaceInfo getInterfaceInfo() const noexcept override { return {"ILogger", 1, 0}; }
-  virtual void log(Severity severity, AsciiChar const* message) noexcept = 0;
-};
-
-class ILoggerFinder : public IVersionedInterface {
- public:
-  InterfaceInfo getInterfaceInfo() const noexcept override { return {"ILoggerFinder", 1, 0}; }
-  virtual ILogger* findLogger() = 0;
-
- protected:
-  ~ILoggerFinder() override = default;
-};
-
 class IPluginCapability : public IVersionedInterface {};
 
 class IPluginV3 : public IVersionedInterface {
@@ -232,8 +209,6 @@ class IPluginV3OneBuild : public v_1_0::IPluginV3OneBuild {
 
 }  // namespace v_2_0
 
-using ILogger = v_1_0::ILogger;
-using ILoggerFinder = v_1_0::ILoggerFinder;
 using IPluginCapability = v_1_0::IPluginCapability;
 using IPluginCreatorInterface = v_1_0::IPluginCreatorInterface;
 using IPluginCreatorV3One = v_1_0::IPluginCreatorV3One;

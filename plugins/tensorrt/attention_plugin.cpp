@@ -152,7 +152,7 @@ bool AttentionPlugin::supportsFormatCombination(int32_t position,
     const Error error = check();
     is_supported = error.empty();
     // Builders try types and formats out: a refusal is no error.
-    if (!is_supported) log(Severity::kVERBOSE, (node_name(attributes_) + ": " + error).c_str());
+    if (!is_supported) log(Severity::kVerbose, (node_name(attributes_) + ": " + error).c_str());
     return Error{};
   });
   return is_supported;

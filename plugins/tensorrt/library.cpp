@@ -22,9 +22,7 @@ GEAR_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count
   return list;
 }
 
-GEAR_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
-  gear::trt::set_logger_finder(finder);
-}
+GEAR_EXPORT void setLoggerFinder(void* finder) { gear::trt::set_logger_finder(finder); }
 
 const char* gear_tensorrt_layout_hash(void) { return gear::kLayoutHash; }
 

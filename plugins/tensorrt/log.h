@@ -2,17 +2,17 @@
 #pragma once
 
 #include <exception>
-#include <utility>
 
 #include "gear/attention.h"
-#include "tensorrt/abi.h"
 
 namespace gear::trt {
 
-using Severity = nvinfer1::ILogger::Severity;
+// Of TensorRT's ILogger.
+enum class Severity : int32_t { kError = 1, kVerbose = 4 };
 
-// The way to TensorRT's loggers, which TensorRT hands over when it loads the library.
-void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
+// The way to TensorRT's loggers (ILoggerFinder), which TensorRT hands over when it loads the
+// library.
+void set_logger_finder(void* finder) noexcept;
 
 // To the logger of the builder or engine that called; to standard error where there is none and the
 // message is an error.
@@ -24,11 +24,11 @@ bool succeeds(Body&& body) noexcept {
   try {
     const Error error = body();
     if (error.empty()) return true;
-    log(Severity::kERROR, error.c_str());
+    log(Severity::kError, error.c_str());
   } catch (const std::exception& exception) {
-    log(Severity::kERROR, exception.what());
+    log(Severity::kError, exception.what());
   } catch (...) {
-    log(Severity::kERROR, "gear: unknown exception");
+    log(Severity::kError, "gear: unknown exception");
   }
   return false;
 }

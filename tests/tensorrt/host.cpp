@@ -12,23 +12,59 @@ namespace {
 
 using namespace nvinfer1;
 
-class Log final : public ILogger, public ILoggerFinder {
+// In TensorRT 10 the logger and its finder begin with their own function, later ones are versioned.
+#if HOST_TENSORRT_VERSION / 10000 == 10
+class Logger {
  public:
-  InterfaceInfo getInterfaceInfo() const noexcept override { return ILogger::getInterfaceInfo(); }
-  void log(Severity severity, const char* message) noexcept override {
-    lines_ += std::to_string(static_cast<int>(severity)) + " " + message + "\n";
+  virtual void log(int severity, const char* message) noexcept = 0;
+  virtual ~Logger() = default;
+};
+
+class LoggerFinder {
+ public:
+  virtual Logger* findLogger() = 0;
+
+ protected:
+  virtual ~LoggerFinder() = default;
+};
+#else
+class Logger : public IVersionedInterface {
+ public:
+  InterfaceInfo getInterfaceInfo() const noexcept override { return {"ILogger", 1, 0}; }
+  virtual void log(int severity, const char* message) noexcept = 0;
+};
+
+class LoggerFinder : public IVersionedInterface {
+ public:
+  InterfaceInfo getInterfaceInfo() const noexcept override { return {"ILoggerFinder", 1, 0}; }
+  virtual Logger* findLogger() = 0;
+};
+#endif
+
+class Log final : public Logger {
+ public:
+  void log(int severity, const char* message) noexcept override {
+    lines_ += std::to_string(severity) + " " + message + "\n";
   }
-  ILogger* findLogger() override { return this; }
   std::string take() { return std::exchange(lines_, {}); }
 
  private:
   std::string lines_;
 };
 
+class Finder final : public LoggerFinder {
+ public:
+  Logger* findLogger() override { return &log_; }
+  std::string take() { return log_.take(); }
+
+ private:
+  Log log_;
+};
+
 // Never destroyed: the library keeps its address.
-Log& the_log() {
-  static auto* const log = new Log;
-  return *log;
+Finder& finder() {
+  static auto* const finder = new Finder;
+  return *finder;
 }
 
 IPluginV3* plugin(void* handle) { return static_cast<IPluginV3*>(handle); }
@@ -52,16 +88,18 @@ IPluginV3OneRuntime* runtime(void* handle) {
 
 extern "C" {
 
+// Libraries ask for it.
+int getInferLibVersion() { return HOST_TENSORRT_VERSION; }
+
 // The first creator of a library; null where it cannot be loaded.
 void* host_load(const char* path) {
   void* const library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return nullptr;
-  const auto set_finder =
-      reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"));
+  const auto set_finder = reinterpret_cast<void (*)(void*)>(dlsym(library, "setLoggerFinder"));
   const auto get_creators = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(
       dlsym(library, "getCreators"));
   if (set_finder == nullptr || get_creators == nullptr) return nullptr;
-  set_finder(&the_log());
+  set_finder(&finder());
   int32_t count = 0;
   IPluginCreatorInterface* const* const creators = get_creators(count);
   return count == 1 ? static_cast<IPluginCreatorV3One*>(creators[0]) : nullptr;
@@ -70,7 +108,7 @@ void* host_load(const char* path) {
 // One line per message since the last time: severity, space, text.
 const char* host_take_log() {
   static std::string taken;
-  taken = the_log().take();
+  taken = finder().take();
   return taken.c_str();
 }
 

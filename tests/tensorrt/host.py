@@ -238,10 +238,11 @@ class Host:
 
     Args:
         library: Path of the library.
+        version: Of the TensorRT that the host poses as.
     """
 
-    def __init__(self, library: Path) -> None:
-        self.functions = _functions()
+    def __init__(self, library: Path, version: int = 110400) -> None:
+        self.functions = _functions(version)
         self._creator = self.functions.host_load(str(library).encode())
         if not self._creator:
             raise OSError(f"{library} is no plugin library")
@@ -295,19 +296,16 @@ def read_fields(collection: Fields) -> dict[str, Value]:
     }
 
 
-def compile_host(target: Path, *include_folders: Path) -> None:
-    """Compile `host.cpp`; with TensorRT's headers where `include_folders` have them."""
-    folders = [f"-I{folder}" for folder in (ROOT / "plugins", *include_folders)]
-    source = Path(__file__).with_name("host.cpp")
-    command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-shared", "-fPIC", *folders]
-    subprocess.run([*command, source, "-o", target, "-ldl"], check=True)
-
-
 @cache
-def _functions() -> ctypes.CDLL:
+def _functions(version: int) -> ctypes.CDLL:
+    source = Path(__file__).with_name("host.cpp")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "host.so"
-        compile_host(path)
+        command = (
+            os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-shared", "-fPIC",
+            f"-I{ROOT / 'plugins'}", f"-DHOST_TENSORRT_VERSION={version}", source, "-o", path,
+        )  # fmt: skip
+        subprocess.run(command, check=True)
         functions = ctypes.CDLL(str(path))
     for name in ("load", "create", "clone", "attach"):
         getattr(functions, f"host_{name}").restype = c_void_p

@@ -1,5 +1,7 @@
 """What a builder and an execution context ask of a plugin, but for enqueue."""
 
+import shutil
+
 import pytest
 
 from gear_trt import c_api, cuda
@@ -22,6 +24,7 @@ from tests.tensorrt.host import (
     TENSOR_FORMATS,
     TENSORS,
     VERBOSE,
+    Host,
     Value,
     attributes,
     desc,
@@ -156,6 +159,15 @@ def test_bad_attributes_give_nothing_and_a_logged_reason(host, changes, reason):
     assert host.create(attributes(**changes)) is None
     (line,) = host.take_log()
     assert line.startswith(f"GearAttention: {reason}")
+
+
+@pytest.mark.parametrize("version", [100900, 101601, 110000, 110400, 10701])
+def test_the_loggers_of_all_versions_are_found(emulated_library, version, tmp_path):
+    """TensorRT 10 has other tables of virtual functions. 10701 is TensorRT-RTX 1.7.1."""
+    copy = shutil.copy(emulated_library, tmp_path)  # a library has one logger
+    host = Host(copy, version)
+    assert host.create(attributes(rank=9)) is None
+    assert host.take_log() == ["GearAttention: rank is 9, must be in 0..8"]
 
 
 def test_nothing_at_all_gives_nothing_and_a_logged_reason(host):
