@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from gear_trt import cuda, driver
 from gear_trt import tensorrt as plugins
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.tensorrt.library import import_tensorrt
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _INSTALL_GPU = "pip install 'gear-trt[gpu]' (onnxruntime-gpu needs CUDA 13 and cuDNN 9)"
@@ -70,13 +69,7 @@ def require_tensorrt() -> None:
         GearError: `NO_GPU`, `MISSING_DEPENDENCY`, `MISSING_LIBRARY` or `LAYOUT_MISMATCH`.
     """
     require_gpu()
-    modules = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-    if not any(find_spec(module) for module in modules):
-        raise GearError(
-            ErrorCode.MISSING_DEPENDENCY,
-            "neither TensorRT nor TensorRT-RTX is installed",
-            hint="pip install tensorrt, or tensorrt-rtx",
-        )
+    import_tensorrt()
     require_plugins()
 
 

@@ -127,15 +127,20 @@ def test_bad_sizes(toy_folder, arguments):
     assert next(iter(arguments)) in error.message
 
 
-def test_non_finite_activation_empties_the_cache(tmp_path):
-    toy = ToyModel()
-    folder = write_engine(tmp_path / "engine", toy)
+def with_infinite_keys(folder):
+    """Write an engine folder whose layer 1 makes keys that are infinite."""
+    write_engine(folder)
     model = onnx.load(folder / MODEL_FILE)
     weight = next(item for item in model.graph.initializer if item.name == "key.1.weight")
     values = onnx.numpy_helper.to_array(weight).copy()
     values[:, 40] = np.inf
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, folder / MODEL_FILE)
+    return folder
+
+
+def test_non_finite_activation_empties_the_cache(tmp_path):
+    folder = with_infinite_keys(tmp_path / "engine")
     with load(folder) as engine:
         error = refusal(ErrorCode.NON_FINITE_ACTIVATION, engine.step, [TEXT[:5]])
         assert error.message.startswith("GearAttention: layer 1, KV head 1, token 0 of sequence 0")

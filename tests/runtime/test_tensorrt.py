@@ -17,21 +17,27 @@ from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.runtime import choice, requirements
 from gear_trt.runtime.choice import BackendName, choose
 from gear_trt.runtime.engine import Engine
-from gear_trt.runtime.manifest import MODEL_FILE, Manifest, TensorRtFacts
+from gear_trt.runtime.manifest import (
+    ENGINE_FILE,
+    MODEL_FILE,
+    EngineLimits,
+    Manifest,
+    TensorRTFacts,
+)
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.tensorrt import check as check_module
 from gear_trt.runtime.tensorrt.backend import TensorRtBackend
 from gear_trt.runtime.tensorrt.check import EngineFile, check
 from gear_trt.runtime.tensorrt.loading import load
 from gear_trt.spec import CompressionConfig
-from gear_trt.tensorrt.library import import_library
+from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
 from tests.graphs import ToyModel
 from tests.runtime import fake_tensorrt
 from tests.runtime.device import HostQueue
 from tests.runtime.folders import write_engine
 
 TEXT = np.random.default_rng(0).integers(0, 256, 150)
-ENGINE_FILE = "model.engine"
+TRT = TensorRT(Flavour.TENSORRT, fake_tensorrt, fake_tensorrt.__version__)
 
 
 def refusal(code, call, *args, **kwargs):
@@ -52,12 +58,13 @@ def folder(tmp_path_factory):
     folder = write_engine(tmp_path_factory.mktemp("tensorrt") / "engine", toy)
     model = (folder / MODEL_FILE).read_bytes()
     (folder / ENGINE_FILE).write_bytes(model)
-    facts = TensorRtFacts(
-        file=ENGINE_FILE,
-        library="tensorrt",
+    facts = TensorRTFacts(
+        flavour="tensorrt",
         version=fake_tensorrt.__version__,
+        graph_sha256=hashlib.sha256(model).hexdigest(),
         compute_capabilities=("8.0", "9.0"),
-        model_digest=hashlib.sha256(model).hexdigest(),
+        plugin="libgear_trt_plugins.so",
+        limits=EngineLimits(max_batch=4, max_new_tokens=48, max_pages=8, num_pages=24, slots=8),
     )
     Manifest.read(folder).model_copy(update={"tensorrt": facts}).write(folder)
     return folder
@@ -68,7 +75,7 @@ def machine(monkeypatch):
     """A machine that has everything: GPU, TensorRT, plugin library, PyTorch with CUDA."""
     monkeypatch.setattr(driver, "find_gpus", lambda: [Gpu("Imaginary B1", (9, 0), 80 * 10**9)])
     monkeypatch.setattr(choice, "count_gpus", lambda: 1)
-    monkeypatch.setattr(check_module, "import_library", lambda name: fake_tensorrt)
+    monkeypatch.setattr(check_module, "import_tensorrt", lambda flavour: TRT)
     monkeypatch.setattr(plugins, "build_info", dict)
     monkeypatch.setattr(plugins, "load", lambda registry: registry.load_library("the plugins"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -76,8 +83,7 @@ def machine(monkeypatch):
 
 def open_backend(folder, machine=None, raise_faults=lambda: None):
     manifest = Manifest.read(folder)
-    file = EngineFile(folder / ENGINE_FILE, manifest.tensorrt, fake_tensorrt)
-    loaded = load(file)
+    loaded = load(EngineFile(folder / ENGINE_FILE, TRT))
     vocab_size = manifest.model.vocab_size
     return TensorRtBackend(loaded, HostQueue(), vocab_size=vocab_size, raise_faults=raise_faults)
 
@@ -157,7 +163,7 @@ def test_a_damaged_engine_is_told_with_tensorrts_first_words(folder, machine, tm
     error = refusal(
         ErrorCode.DAMAGED_ENGINE,
         load,
-        EngineFile(file, Manifest.read(folder).tensorrt, fake_tensorrt),
+        EngineFile(file, TRT),
     )
     assert "INVALID_PROTOBUF" in error.message
     assert "deserialization failed" not in error.message
@@ -168,9 +174,8 @@ def test_the_real_tensorrt_rtx_refuses_what_is_no_engine(folder, tmp_path, monke
     monkeypatch.setattr(plugins, "load", lambda registry: None)
     file = tmp_path / "damaged.engine"
     file.write_bytes(b"damaged" * 100)
-    error = refusal(
-        ErrorCode.DAMAGED_ENGINE, load, EngineFile(file, Manifest.read(folder).tensorrt, trt)
-    )
+    found = TensorRT(Flavour.RTX, trt, trt.__version__)
+    error = refusal(ErrorCode.DAMAGED_ENGINE, load, EngineFile(file, found))
     assert "Serialization" in error.message
 
 
@@ -202,15 +207,16 @@ def change(folder, **changes):
 def test_nothing_speaks_against_it(folder, machine):
     file = check(folder, Manifest.read(folder))
     assert file.path == folder / ENGINE_FILE
-    assert file.trt is fake_tensorrt
+    assert file.trt is TRT
     assert choose(folder, Manifest.read(folder)) is BackendName.TENSORRT
 
 
 @pytest.mark.parametrize(
     ("changes", "code", "status", "text"),
     [
-        ({"file": "other.engine"}, ErrorCode.MISSING_FILE, ExitStatus.FAILED, "other.engine"),
-        ({"model_digest": "0123"}, ErrorCode.STALE_ENGINE, ExitStatus.FAILED, "another model.onnx"),
+        ({"graph_sha256": "0123"}, ErrorCode.STALE_ENGINE, ExitStatus.FAILED, "another model.onnx"),
+        ({"plugin": None}, ErrorCode.BAD_REQUEST, ExitStatus.FAILED, "plugin library inside"),
+        ({"version_compatible": True}, ErrorCode.BAD_REQUEST, ExitStatus.FAILED, "runtime inside"),
         (
             {"compute_capabilities": ("8.9", "12.0")},
             ErrorCode.WRONG_GPU,
@@ -221,7 +227,7 @@ def test_nothing_speaks_against_it(folder, machine):
             {"version": "11.3.0.99"},
             ErrorCode.UNSUPPORTED_VERSION,
             ExitStatus.ENVIRONMENT,
-            "built with tensorrt 11.3.0.99, this is 11.4.0.106",
+            "built with tensorrt 11.3.0.99, here is version 11.4.0.106",
         ),
     ],
 )
@@ -250,25 +256,27 @@ def test_no_gpu(folder, machine, monkeypatch):
 def test_no_tensorrt(folder, machine, monkeypatch):
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed")
-    monkeypatch.setattr(check_module, "import_library", import_library)
+    monkeypatch.setattr(check_module, "import_tensorrt", import_tensorrt)
     error = refusal(ErrorCode.MISSING_DEPENDENCY, check, folder, Manifest.read(folder))
-    assert error.hint == "pip install tensorrt"
+    assert error.message == "tensorrt is not installed"
 
 
-@pytest.mark.parametrize(
-    ("library", "version"), [("tensorrt", "10.8.0"), ("tensorrt_rtx", "1.6.9")]
-)
-def test_old_versions(folder, machine, monkeypatch, library, version):
-    monkeypatch.setattr(fake_tensorrt, "__version__", version)
-    manifest = change(folder, library=library, version=version)
-    error = refusal(ErrorCode.UNSUPPORTED_VERSION, check, folder, manifest)
-    assert f"{library} {version} is too old" in error.message
+def test_an_engine_that_is_gone(folder, machine, tmp_path):
+    error = refusal(ErrorCode.MISSING_FILE, check, tmp_path, Manifest.read(folder))
+    assert error.message.endswith("has no model.engine")
+
+
+def test_compatible_engines_run_on_every_gpu_from_ampere_on(folder, machine, monkeypatch):
+    manifest = change(folder, compute_capabilities=("8.6",), hardware_compatible=True)
+    check(folder, manifest)
+    monkeypatch.setattr(driver, "find_gpus", lambda: [Gpu("Imaginary T1", (7, 5), 16 * 10**9)])
+    refusal(ErrorCode.WRONG_GPU, check, folder, manifest)
 
 
 def test_no_plugin_library(folder, machine, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(driver, "find_gpus", lambda: [Gpu("Imaginary B1", (9, 0), 80 * 10**9)])
-    monkeypatch.setattr(check_module, "import_library", lambda name: fake_tensorrt)
+    monkeypatch.setattr(check_module, "import_tensorrt", lambda flavour: TRT)
     monkeypatch.setenv(plugins.plugin.LIBRARY_VARIABLE, "/no/such/libgear_trt_plugins.so")
     plugins.plugin._library.cache_clear()
     error = refusal(ErrorCode.MISSING_LIBRARY, check, folder, Manifest.read(folder))

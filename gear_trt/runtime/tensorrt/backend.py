@@ -15,7 +15,7 @@ from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.device.queue import CudaQueue, Queue
 from gear_trt.runtime.faults import activation_fault
 from gear_trt.runtime.graph_state import state_names
-from gear_trt.runtime.manifest import Manifest
+from gear_trt.runtime.manifest import DECODE_PROFILE, PREFILL_PROFILE, Manifest
 from gear_trt.runtime.memory import DeviceMemory
 from gear_trt.runtime.tensorrt.check import check
 from gear_trt.runtime.tensorrt.loading import LoadedEngine, load
@@ -55,9 +55,6 @@ class TensorRtBackend:
         self._queue = queue
         self._vocab_size = vocab_size
         self._raise_faults = raise_faults
-        self._profiles = [
-            self._limits(profile) for profile in range(self._engine.num_optimization_profiles)
-        ]
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest) -> Self:
@@ -83,20 +80,17 @@ class TensorRtBackend:
             GearError: `BAD_REQUEST` where the cache is larger than the engine was built for.
         """
         self._check_fit(cache)
-        indices = range(len(self._profiles))
-        prefill = max(indices, key=lambda index: self._profiles[index].seq_len)
-        decode = min(indices, key=lambda index: self._profiles[index].seq_len)
-        scratch = self._scratch({prefill, decode})
+        scratch = self._scratch()
         with self._queue.active():
             programs = [
                 TensorRtProgram(
-                    self._new_context(), index, self._profiles[index], cache,
+                    self._new_context(), index, self._limits(index), cache,
                     scratch=scratch, queue=self._queue,
                 )
-                for index in dict.fromkeys((prefill, decode))
+                for index in (PREFILL_PROFILE, DECODE_PROFILE)
             ]  # fmt: skip
         dtype = _LOGITS_DTYPES[self._engine.get_tensor_dtype(graph.LOGITS).name]
-        both = Programs(programs[0], programs[-1], dtype, self._vocab_size, self._check_faults)
+        both = Programs(*programs, dtype, self._vocab_size, self._check_faults)
         return DeviceGraph(both, cache, self._queue)
 
     def _check_faults(self) -> None:
@@ -108,15 +102,18 @@ class TensorRtBackend:
 
     def _new_context(self) -> Any:  # noqa: ANN401 - TensorRT's
         context = self._engine.create_execution_context(
-            self._loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._loaded.module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         if context is None:
             raise RuntimeError("TensorRT makes no execution context; its log says why")
         return context
 
-    def _scratch(self, profiles: set[int]) -> torch.Tensor:
-        """Memory for activations that all contexts of one cache share: none runs beside another."""
-        size = max(self._engine.get_device_memory_size_for_profile_v2(index) for index in profiles)
+    def _scratch(self) -> torch.Tensor:
+        """Memory for activations that both contexts of a cache share: they take turns."""
+        size = max(
+            self._engine.get_device_memory_size_for_profile_v2(profile)
+            for profile in (PREFILL_PROFILE, DECODE_PROFILE)
+        )
         return torch.empty(max(size, 1), dtype=torch.uint8, device=self._queue.device)
 
     def _largest(self, name: str, profile: int) -> tuple[int, ...]:
@@ -131,7 +128,7 @@ class TensorRtBackend:
         sizes = [(name, 0, tensor.shape[0]) for (name, _), tensor in state_names(cache)]
         sizes.append((graph.PAGE_TABLE, 1, cache.page_table.shape[1]))
         for name, axis, size in sizes:
-            for profile in range(len(self._profiles)):
+            for profile in (PREFILL_PROFILE, DECODE_PROFILE):
                 limit = self._largest(name, profile)[axis]
                 if size > limit:
                     raise GearError(

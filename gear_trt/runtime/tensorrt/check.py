@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
+from gear_trt.driver import Gpu
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime.manifest import MODEL_FILE, Manifest, TensorRtFacts
+from gear_trt.runtime.manifest import ENGINE_FILE, MODEL_FILE, Manifest, TensorRTFacts
 from gear_trt.runtime.requirements import require_gpu, require_plugins
-from gear_trt.tensorrt.library import import_library
+from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
 
 BUILD_AGAIN = "build the engine again, for this machine's GPU and with its TensorRT"
-_OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 7)}
-"""Versions that the plugin library supports, from these on."""
+_AMPERE = (8, 0)
+"""GPUs from here on run engines that were built to be compatible."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,11 @@ class EngineFile:
 
     Attributes:
         path: Its file.
-        facts: What the manifest says of it.
-        trt: The module that loads it (untyped: a binding).
+        trt: The TensorRT that loads it.
     """
 
     path: Path
-    facts: TensorRtFacts
-    trt: Any
+    trt: TensorRT
 
 
 def check(folder: Path, manifest: Manifest) -> EngineFile:
@@ -42,65 +39,74 @@ def check(folder: Path, manifest: Manifest) -> EngineFile:
 
     Raises:
         GearError: `MISSING_FILE` where the folder has no engine, `STALE_ENGINE` where it was built
-            from another graph, `NO_GPU`, `WRONG_GPU`, `MISSING_DEPENDENCY` without TensorRT or a
-            PyTorch with CUDA, `UNSUPPORTED_VERSION`, `MISSING_LIBRARY` or `LAYOUT_MISMATCH` of the
-            plugin library.
+            from another graph, `BAD_REQUEST` where it brings code along, `NO_GPU`, `WRONG_GPU`,
+            `MISSING_DEPENDENCY` without TensorRT or a PyTorch with CUDA, `UNSUPPORTED_VERSION`,
+            `MISSING_LIBRARY` or `LAYOUT_MISMATCH` of the plugin library.
     """
     facts = manifest.tensorrt
     if facts is None:
         raise GearError(
             ErrorCode.MISSING_FILE,
             f"{folder} holds no TensorRT engine",
-            hint="build one with `gear-export`, or run with `--backend onnxruntime-cuda`",
+            hint="export the model again on a machine with TensorRT, or choose another backend",
         )
-    path = folder / facts.file
+    path = folder / ENGINE_FILE
     if not path.is_file():
-        raise GearError(ErrorCode.MISSING_FILE, f"{folder} has no {facts.file}", hint=BUILD_AGAIN)
+        raise GearError(ErrorCode.MISSING_FILE, f"{folder} has no {ENGINE_FILE}", hint=BUILD_AGAIN)
     _check_origin(folder, facts)
-    _check_gpu(facts)
-    trt = import_library(facts.library)
-    _check_version(facts, trt.__version__)
+    _check_code(path, facts)
+    _check_gpu(facts, require_gpu())
+    trt = import_tensorrt(Flavour(facts.flavour))
+    _check_version(facts, trt)
     require_plugins()
-    return EngineFile(path, facts, trt)
+    return EngineFile(path, trt)
 
 
-def _check_origin(folder: Path, facts: TensorRtFacts) -> None:
+def _check_origin(folder: Path, facts: TensorRTFacts) -> None:
     digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
-    if digest != facts.model_digest:
+    if digest != facts.graph_sha256:
         raise GearError(
             ErrorCode.STALE_ENGINE,
-            f"{folder / facts.file} is stale: it was built from another {MODEL_FILE}",
+            f"{folder / ENGINE_FILE} is stale: it was built from another {MODEL_FILE}",
             hint="build the engine again",
         )
 
 
-def _check_gpu(facts: TensorRtFacts) -> None:
-    gpu = require_gpu()
+def _check_code(path: Path, facts: TensorRTFacts) -> None:
+    """An engine folder is data: the plugins that run are those that are installed."""
+    brought = "the plugin library" if facts.plugin is None else "a runtime"
+    if facts.plugin is None or facts.version_compatible:
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"{path} has {brought} inside, and gear_trt runs no code from an engine folder",
+            hint="build it with the plugin library beside it and not version compatible, or load "
+            "it with TensorRT itself",
+        )
+
+
+def _check_gpu(facts: TensorRTFacts, gpu: Gpu) -> None:
     capability = "{}.{}".format(*gpu.capability)
-    if capability not in facts.compute_capabilities:
-        raise GearError(
-            ErrorCode.WRONG_GPU,
-            f"the engine is for compute capability {', '.join(facts.compute_capabilities)}; "
-            f"{gpu.name} has {capability}",
-            hint="build the engine for this GPU, or run with `--backend onnxruntime-cuda`",
-        )
+    if capability in facts.compute_capabilities:
+        return
+    if facts.hardware_compatible and gpu.capability >= _AMPERE:
+        return
+    raise GearError(
+        ErrorCode.WRONG_GPU,
+        f"the engine is for compute capability {', '.join(facts.compute_capabilities)}; "
+        f"{gpu.name} has {capability}",
+        hint="build the engine for this GPU, or run with `--backend onnxruntime-cuda`",
+    )
 
 
-def _check_version(facts: TensorRtFacts, version: str) -> None:
-    oldest = _OLDEST[facts.library]
-    if _numbers(version)[:2] < oldest:
+def _check_version(facts: TensorRTFacts, trt: TensorRT) -> None:
+    if _release(trt.version) != _release(facts.version):
         raise GearError(
             ErrorCode.UNSUPPORTED_VERSION,
-            f"{facts.library} {version} is too old",
-            hint=f"install version {'.'.join(map(str, oldest))} or later",
-        )
-    if _numbers(version)[:3] != _numbers(facts.version)[:3]:
-        raise GearError(
-            ErrorCode.UNSUPPORTED_VERSION,
-            f"the engine was built with {facts.library} {facts.version}, this is {version}",
+            f"the engine was built with {facts.flavour} {facts.version}, "
+            f"here is version {trt.version}",
             hint=f"install version {facts.version}, or build the engine again with this one",
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in takewhile(str.isdigit, version.split(".")))
+def _release(version: str) -> list[str]:
+    return version.split(".")[:3]

@@ -25,13 +25,13 @@ class LoadedEngine:
     """An engine and what must live as long.
 
     Attributes:
-        trt: The module that loaded it (untyped, as all of it: a binding).
+        module: The Python module that loaded it (untyped, as all of it: a binding).
         engine: Its `ICudaEngine`.
         runtime: Its `Runtime`.
         logger: Its `ILogger`.
     """
 
-    trt: Any
+    module: Any
     engine: Any
     runtime: Any
     logger: Any
@@ -44,25 +44,25 @@ def load(file: EngineFile) -> LoadedEngine:
         GearError: `DAMAGED_ENGINE`, with TensorRT's own words; `MISSING_LIBRARY` where it refuses
             the plugins.
     """
-    logger = make_logger(file.trt)
-    runtime = file.trt.Runtime(logger)
+    logger = make_logger(file.trt.module)
+    runtime = file.trt.module.Runtime(logger)
     plugins.load(runtime.get_plugin_registry())
     logger.first_error = None
     engine = runtime.deserialize_cuda_engine(file.path.read_bytes())
     if engine is None:
         raise GearError(
             ErrorCode.DAMAGED_ENGINE,
-            f"{file.facts.library} does not load {file.path}: "
+            f"{file.trt.flavour} does not load {file.path}: "
             f"{logger.first_error or 'it does not say why'}",
             hint=BUILD_AGAIN,
         )
-    return LoadedEngine(file.trt, engine, runtime, logger)
+    return LoadedEngine(file.trt.module, engine, runtime, logger)
 
 
-def make_logger(trt: Any) -> Any:  # noqa: ANN401 - a binding
+def make_logger(module: Any) -> Any:  # noqa: ANN401 - a binding
     """Return an `ILogger` that passes on to Python's log and keeps the first error."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc] # a class of the binding
+    class Logger(module.ILogger):  # type: ignore[misc] # a class of the binding
         def __init__(self) -> None:
             super().__init__()
             self.first_error: str | None = None
