@@ -24,7 +24,7 @@ from gear_trt.export.passes.verify import verify
 from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.report import CacheCost, ExportReport, describe, package_versions
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
-from gear_trt.export.source.source import Progress, open_source
+from gear_trt.export.source.source import Progress, open_source, silent
 from gear_trt.runtime.manifest import LayerFacts, ModelFacts
 from gear_trt.spec import CompressionConfig, ModelConfig
 
@@ -42,7 +42,7 @@ def export_model(
     max_context: int | None = None,
     tokenizer: str | Path | None = None,
     force: bool = False,
-    progress: Progress = lambda stage: None,
+    progress: Progress = silent,
 ) -> ExportReport:
     """Export a model to an engine folder.
 
@@ -91,7 +91,7 @@ def inspect_model(
     *,
     config: CompressionConfig | ModelConfig,
     max_context: int | None = None,
-    progress: Progress = lambda stage: None,
+    progress: Progress = silent,
 ) -> ExportReport:
     """Do all that `export_model` does but write; layers that cannot be routed are no error.
 

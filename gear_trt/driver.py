@@ -11,6 +11,7 @@ KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 """Where Linux says which version of the driver is loaded."""
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""Values of the driver's `CUdevice_attribute`."""
 _NAME_BYTES = 256
 
 
@@ -28,6 +29,11 @@ class Gpu:
     capability: tuple[int, int]
     memory_bytes: int
 
+    @property
+    def compute_capability(self) -> str:
+        """As text, for instance `8.6`."""
+        return "{}.{}".format(*self.capability)
+
 
 def count_gpus() -> int:
     """Return the number of GPUs that the driver sees; 0 where there is no driver."""
@@ -39,6 +45,11 @@ def find_gpus() -> list[Gpu]:
     """Return the GPUs that the driver sees; none where there is no driver."""
     driver = _driver()
     return [] if driver is None else [_gpu(driver, index) for index in range(_count(driver))]
+
+
+def compute_capabilities() -> tuple[str, ...]:
+    """Return the compute capability of every GPU that the driver sees, for instance `8.6`."""
+    return tuple(gpu.compute_capability for gpu in find_gpus())
 
 
 def cuda_version() -> str | None:

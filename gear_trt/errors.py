@@ -31,6 +31,7 @@ class ErrorCode(Enum):
     NO_KV_CACHE = ("E301", ExitStatus.UNSUPPORTED)
     UNSUPPORTED_MODEL = ("E302", ExitStatus.UNSUPPORTED)
     VERIFICATION_FAILED = ("E303", ExitStatus.VERIFICATION)
+    BUILD_FAILED = ("E304", ExitStatus.FAILED)
     DAMAGED_ENGINE = ("E401", ExitStatus.FAILED)
     LAYOUT_MISMATCH = ("E402", ExitStatus.FAILED)
     BAD_CACHE_FILE = ("E403", ExitStatus.FAILED)

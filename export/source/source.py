@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import onnx_ir as ir
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.source.facts import SourceFacts
 
-Progress = Callable[[str], None]
-"""Told what a long step is about to do."""
+
+class Progress(Protocol):
+    """Told what a long step is about to do."""
+
+    def __call__(self, stage: str, done: float | None = None, /) -> None:
+        """Take the stage and, where it is known, which part of it is done, 0 to 1."""
+
+
+def silent(stage: str, done: float | None = None, /) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)

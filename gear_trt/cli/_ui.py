@@ -8,7 +8,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import typer
 from pydantic import BaseModel
@@ -27,8 +27,13 @@ stdout = Console()
 stderr = Console(stderr=True)
 """Progress, log and errors."""
 
-Progress = Callable[[str], None]
-"""Says which stage a long command has reached."""
+
+class Progress(Protocol):
+    """Says which stage a long command has reached."""
+
+    def __call__(self, stage: str, done: float | None = None, /) -> None:
+        """Take the stage and, where it is known, which part of it is done, 0 to 1."""
+
 
 ERROR_SCHEMA = "gear.error/1"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -123,21 +128,18 @@ def _site_facts(site: SiteReport) -> Sequence[str]:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Yield a function that shows the stage: a spinner on a terminal, otherwise a line each."""
-    if not stderr.is_terminal:
-        yield _say
-        return
-    with stderr.status("") as status:
-        yield status.update
+    """Yield a function of stage and part done (0 to 1, or None): a bar, or a line per stage."""
+    with progress_bar() as show:
+        yield lambda stage, done=None: show(stage, "", done)
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, str, float], None]]:
-    """Yield a function of stage, detail and part done (0 to 1): a bar, or a line per stage."""
+def progress_bar() -> Iterator[Callable[[str, str, float | None], None]]:
+    """Yield a function of stage, detail and part done: a bar, or a line per stage."""
     if not stderr.is_terminal:
         last = ""
 
-        def say(stage: str, detail: str, done: float) -> None:
+        def say(stage: str, detail: str, done: float | None) -> None:
             nonlocal last
             if stage != last:
                 _say(stage)
@@ -149,9 +151,12 @@ def progress_bar() -> Iterator[Callable[[str, str, float], None]]:
 
     text = TextColumn("{task.description}", markup=False)
     with Progress(BarColumn(), TimeRemainingColumn(), text, console=stderr, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
+        task = bar.add_task("", total=None)
         yield lambda stage, detail, done: bar.update(
-            task, description=f"{stage}: {detail}" if detail else stage, completed=done
+            task,
+            description=f"{stage}: {detail}" if detail else stage,
+            total=None if done is None else 1.0,  # None leaves it as it is
+            completed=done or 0.0,
         )
 
 

@@ -117,8 +117,8 @@ def _gpus() -> Iterator[Finding]:
         yield _optional("NVIDIA GPU", None, _NO_GPU)
         return
     for gpu in found:
-        major, minor = gpu.capability
-        what = f"{gpu.name}, compute capability {major}.{minor}, {gpu.memory_bytes / 1e9:.0f} GB"
+        size = f"{gpu.memory_bytes / 1e9:.0f} GB"
+        what = f"{gpu.name}, compute capability {gpu.compute_capability}, {size}"
         yield _optional("NVIDIA GPU", what)
     loaded = f"{driver.driver_version() or 'of unknown version'}, CUDA {driver.cuda_version()}"
     yield _optional("NVIDIA driver", loaded)

@@ -20,6 +20,7 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import GEAR_ATTENTION
 from gear_trt.spec.ops import DOMAIN
 
+LIBRARY_NAME = "libgear_trt_plugins.so"
 LIBRARY_VARIABLE = "GEAR_TENSORRT_LIBRARY"
 """Environment variable: path of a `libgear_trt_plugins.so` to use in place of the installed one."""
 
@@ -44,7 +45,7 @@ def library_path() -> Path:
         GearError: `MISSING_LIBRARY`.
     """
     override = os.environ.get(LIBRARY_VARIABLE)
-    installed = Path(str(files("gear_trt") / "_lib" / "libgear_trt_plugins.so"))
+    installed = Path(str(files("gear_trt") / "_lib" / LIBRARY_NAME))
     path = Path(override) if override else installed
     if not path.is_file():
         raise GearError(

@@ -85,15 +85,14 @@ def _check_code(path: Path, facts: TensorRTFacts) -> None:
 
 
 def _check_gpu(facts: TensorRTFacts, gpu: Gpu) -> None:
-    capability = "{}.{}".format(*gpu.capability)
-    if capability in facts.compute_capabilities:
+    if gpu.compute_capability in facts.compute_capabilities:
         return
     if facts.hardware_compatible and gpu.capability >= _AMPERE:
         return
     raise GearError(
         ErrorCode.WRONG_GPU,
         f"the engine is for compute capability {', '.join(facts.compute_capabilities)}; "
-        f"{gpu.name} has {capability}",
+        f"{gpu.name} has {gpu.compute_capability}",
         hint="build the engine for this GPU, or run with `--backend onnxruntime-cuda`",
     )
 
