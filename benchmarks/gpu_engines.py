@@ -9,12 +9,12 @@ logits may be all but equal) does not decide about those after it.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.runtime.choice import BackendName
 from gear_trt.runtime.engine import Engine, load
+from gear_trt.tensorrt.library import Flavour
 
-PACKAGES = ("onnx", "onnxruntime")
-"""What is needed beside the packages of `benchmarks.gpu_check`."""
 PROMPT_TOKENS, NEW_TOKENS = 300, 64
 TOLERANCE = 1e-3
 """Largest NMSE of the logits: the CPU rounds queries to bytes, GPUs round them to FP16."""
 LEAST_EQUAL = 0.9
 """Of the tokens that are the likeliest ones on the CPU, the part that must be so on a GPU."""
-_CANNOT = (ErrorCode.MISSING_DEPENDENCY, ErrorCode.MISSING_LIBRARY, ErrorCode.NO_GPU)
+_CANNOT = (ErrorCode.MISSING_DEPENDENCY, ErrorCode.MISSING_LIBRARY, ErrorCode.BUILD_FAILED)
+"""Errors of a machine that lacks something, or of a TensorRT that does not support its GPU."""
 
 Open = Callable[[Path], Engine]
 FloatArray = NDArray[np.float32]
@@ -59,6 +59,10 @@ class Outcome:
     nmse: float | None = None
     tokens_per_second: float | None = None
 
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{self.backend}: {self.verdict}: {self.text}"
+
     def row(self) -> dict[str, Any]:
         """Return a row for benchmarks/results."""
         return {"kind": "engine", **asdict(self)}
@@ -81,11 +85,9 @@ class Decoding:
 
 def gpu_backends() -> dict[str, Open]:
     """Return how to open a folder with each GPU backend; TensorRT builds its engine first."""
-    from gear_trt.tensorrt.library import Flavour
-
     return {
-        BackendName.ONNXRUNTIME_CUDA: lambda folder: _load(folder, BackendName.ONNXRUNTIME_CUDA),
-        **{flavour: lambda folder, flavour=flavour: _build(folder, flavour) for flavour in Flavour},
+        BackendName.ONNXRUNTIME_CUDA: partial(_load, backend=BackendName.ONNXRUNTIME_CUDA),
+        **{flavour: partial(_build, flavour=flavour) for flavour in Flavour},
     }
 
 
@@ -103,7 +105,9 @@ def run_backends(
         vocab_size = engine.manifest.model.vocab_size
         prompt = np.random.default_rng(0).integers(0, vocab_size, prompt_tokens).tolist()
         reference = decode(engine, prompt)
-    return [_outcome(name, folder, open_engine, reference) for name, open_engine in backends.items()]
+    return [
+        _outcome(name, folder, open_engine, reference) for name, open_engine in backends.items()
+    ]
 
 
 def decode(engine: Engine, prompt: list[int], fed: list[int] | None = None) -> Decoding:
@@ -145,17 +149,13 @@ def _load(folder: Path, backend: BackendName) -> Engine:
     return load(folder, max_tokens=PROMPT_TOKENS + NEW_TOKENS, backend=backend)
 
 
-def _build(folder: Path, flavour: str) -> Engine:
+def _build(folder: Path, flavour: Flavour) -> Engine:
     from gear_trt.export.build.tensorrt import build_engine
-    from gear_trt.export.build.tensorrt_plan import TensorRTOptions
+    from gear_trt.export.build.tensorrt_plan import CURRENT_GPU, TensorRTOptions
 
-    build_engine(folder, TensorRTOptions(flavour=flavour))
+    targets = (CURRENT_GPU,) if flavour is Flavour.RTX else ()
+    build_engine(folder, TensorRTOptions(flavour=flavour, compute_capabilities=targets))
     return _load(folder, BackendName.TENSORRT)
-
-
-def missing_packages() -> list[str]:
-    """Return what this Python lacks for any of this."""
-    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 @contextmanager
@@ -175,8 +175,7 @@ def main() -> int:
     """Print what came of every backend; see `ExitStatus` for what is returned."""
     with random_decoder() if len(sys.argv) == 1 else _given(Path(sys.argv[1])) as folder:
         outcomes = run_backends(folder, gpu_backends())
-    for outcome in outcomes:
-        print(f"{outcome.backend}: {outcome.verdict}: {outcome.text}")
+    print(*outcomes, sep="\n")
     is_right = all(outcome.verdict != "failed" for outcome in outcomes)
     return ExitStatus.OK if is_right else ExitStatus.FAILED
 

@@ -42,7 +42,8 @@ def generate(
         int | None, typer.Option(min=1, help="CPU threads.", show_default="all")
     ] = None,
     backend: Annotated[
-        BackendName, typer.Option(help="What runs the graph; `auto` takes the fastest that there is.")
+        BackendName,
+        typer.Option(help="What runs the graph; `auto` takes the fastest that there is."),
     ] = BackendName.AUTO,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object when all is done.")

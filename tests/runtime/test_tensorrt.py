@@ -14,6 +14,8 @@ from gear_trt import driver
 from gear_trt import tensorrt as plugins
 from gear_trt.driver import Gpu
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
+from gear_trt.export.build.tensorrt import build_engine
+from gear_trt.export.build.tensorrt_plan import TensorRTOptions
 from gear_trt.runtime import choice, requirements
 from gear_trt.runtime.choice import BackendName, choose
 from gear_trt.runtime.engine import Engine
@@ -32,6 +34,7 @@ from gear_trt.runtime.tensorrt.loading import load
 from gear_trt.spec import CompressionConfig
 from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
 from tests.graphs import ToyModel
+from tests.plugins.checks import nmse
 from tests.runtime import fake_tensorrt
 from tests.runtime.device import HostQueue
 from tests.runtime.folders import write_engine
@@ -337,3 +340,30 @@ def test_unknown_backend(folder):
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime-cuda"])
 def test_a_gpu_backend_by_name_without_a_gpu(folder, backend):
     refusal(ErrorCode.NO_GPU, gear_trt.load, folder, backend=backend)
+
+
+# --- A real GPU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("flavour", Flavour)
+def test_engines_on_a_gpu_give_what_the_cpu_gives(tmp_path, flavour):
+    try:
+        import_tensorrt(flavour)
+    except GearError as error:
+        pytest.skip(error.message)
+    toy = ToyModel(config=CompressionConfig.preset("fp16"), dtype="float16")
+    folder = write_engine(tmp_path / "engine", toy)
+    targets = ("current",) if flavour is Flavour.RTX else ()
+    build_engine(folder, TensorRTOptions(flavour=flavour, compute_capabilities=targets))
+    rng = np.random.default_rng(0)
+    steps = [rng.integers(1, 90, 3), *[np.ones(3, int)] * 6, rng.integers(0, 3, 3)]
+    with (
+        gear_trt.load(folder, batch=3, threads=1, backend="onnxruntime") as reference,
+        gear_trt.load(folder, batch=3, backend="tensorrt") as engine,
+    ):
+        for lengths in steps:
+            rows = [rng.integers(0, 256, length) for length in lengths]
+            got, want = (np.nan_to_num(one.step(rows)) for one in (engine, reference))
+            assert nmse(got, want) < 1e-4
