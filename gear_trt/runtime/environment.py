@@ -142,9 +142,8 @@ def _gpu_backends() -> Iterator[Finding]:
     from gear_trt.runtime.choice import usable_gpu_backends
 
     for name, refusal in usable_gpu_backends():
-        value = None if refusal else "can be used"
-        hint = refusal and f"{refusal.message}: {refusal.hint}"
-        yield _optional(f"backend {name}", value, hint)
+        hint = None if refusal is None else f"{refusal.message}: {refusal.hint}"
+        yield _optional(f"backend {name}", None if refusal else "can be used", hint)
 
 
 def _optional(name: str, value: str | None, hint: str | None = None) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -139,10 +140,10 @@ class DeviceGraph:
         return result
 
     def _run(self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]) -> Tensor:
-        is_decode = tokens_BS.shape[1] == 1 and self._programs.decode is not None
-        run = self._decode if is_decode else self._prefill
-        limits = (self._programs.decode if is_decode else self._programs.prefill).limits
-        tiles = list(_tiles(tokens_BS.shape, limits))
+        prefill, decode = self._programs.prefill, self._programs.decode
+        program = prefill if decode is None or tokens_BS.shape[1] > 1 else decode
+        run = partial(self._decode if program is decode else self._prefill, program)
+        tiles = list(_tiles(tokens_BS.shape, program.limits))
         if len(tiles) == 1:
             return run(self._values(tiles[0], tokens_BS, new_lengths))
         logits_BSV = self._empty_logits(*tokens_BS.shape)
@@ -165,15 +166,13 @@ class DeviceGraph:
             graph.NEW_LENGTHS: np.minimum(new_lengths[rows] - before, width),
         }
 
-    def _prefill(self, values: dict[str, NDArray[np.integer]]) -> Tensor:
+    def _prefill(self, program: Program, values: dict[str, NDArray[np.integer]]) -> Tensor:
         run = self._new_run(_shape_of(values))
         run.inputs.send(values)
-        self._programs.prefill.run(run.tensors)
+        program.run(run.tensors)
         return run.logits_BSV
 
-    def _decode(self, values: dict[str, NDArray[np.integer]]) -> Tensor:
-        program = self._programs.decode
-        assert program is not None  # noqa: S101 - `_run` has looked
+    def _decode(self, program: Program, values: dict[str, NDArray[np.integer]]) -> Tensor:
         exact = _shape_of(values)
         shape = replace(
             exact,

@@ -60,7 +60,7 @@ class CudaQueue:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.handle: int = self._stream.cuda_stream
         self._turn = threading.RLock()
 

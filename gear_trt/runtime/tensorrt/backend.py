@@ -82,15 +82,19 @@ class TensorRtBackend:
         self._check_fit(cache)
         scratch = self._scratch()
         with self._queue.active():
-            programs = [
+            prefill, decode = (
                 TensorRtProgram(
-                    self._new_context(), index, self._limits(index), cache,
-                    scratch=scratch, queue=self._queue,
+                    self._new_context(),
+                    profile,
+                    self._limits(profile),
+                    cache,
+                    scratch=scratch,
+                    queue=self._queue,
                 )
-                for index in (PREFILL_PROFILE, DECODE_PROFILE)
-            ]  # fmt: skip
+                for profile in (PREFILL_PROFILE, DECODE_PROFILE)
+            )
         dtype = _LOGITS_DTYPES[self._engine.get_tensor_dtype(graph.LOGITS).name]
-        both = Programs(*programs, dtype, self._vocab_size, self._check_faults)
+        both = Programs(prefill, decode, dtype, self._vocab_size, self._check_faults)
         return DeviceGraph(both, cache, self._queue)
 
     def _check_faults(self) -> None:
