@@ -40,7 +40,6 @@ ROWS = (
 """Beginnings of the rows that are run: every kernel, all types, several sequences."""
 
 _REPLAYED = AttentionCase("plugin-graph", past=(900, 333), new=(1, 1), kv_heads=2)
-_WORKSPACE_ALIGNMENT = 256
 _TYPES = {torch.float32: FLOAT, torch.float16: HALF, torch.int32: INT32}
 _GARBAGE = 0xFF
 
@@ -66,7 +65,7 @@ class PluginCall:
         self._descs = [desc(*shape) for shape in shapes]
         self._addresses = [tensor.data_ptr() for tensor in ordered]
         self._must(plugin.configure(profile))
-        size = plugin.workspace(profile) + _WORKSPACE_ALIGNMENT
+        size = plugin.workspace(profile)
         self._workspace = Guarded(np.full(size, _GARBAGE, np.uint8), self._device)
         self._must(plugin.shape_change(self._descs))
 
@@ -77,7 +76,6 @@ class PluginCall:
             AssertionError: The plugin fails.
         """
         workspace = self._workspace.tensor.data_ptr()
-        workspace += -workspace % _WORKSPACE_ALIGNMENT
         on_gpu = self._device.type == "cuda"
         stream = torch.cuda.current_stream(self._device).cuda_stream if on_gpu else 0
         self._must(self._plugin.enqueue(self._descs, self._addresses, workspace, stream))

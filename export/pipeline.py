@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gear_trt.export.build.folder import check_output, staged_folder
 from gear_trt.export.build.onnxruntime import file_sizes, layer_facts, manifest_of, write_engine
+from gear_trt.export.build.tensorrt import build_engine, check_tensorrt
+from gear_trt.export.build.tensorrt_plan import TensorRTOptions
 from gear_trt.export.model_facts import longest_context, model_facts
 from gear_trt.export.passes.attach import attach, token_input
 from gear_trt.export.passes.branches import resolve_branches
@@ -42,6 +44,7 @@ def export_model(
     max_context: int | None = None,
     tokenizer: str | Path | None = None,
     force: bool = False,
+    tensorrt: TensorRTOptions | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Export a model to an engine folder.
@@ -53,6 +56,7 @@ def export_model(
         max_context: Longest sequence, tokens; None means what the model's files say.
         tokenizer: Folder of the tokenizer; None means beside the model.
         force: Replace `output` where it is an engine folder.
+        tensorrt: Build a TensorRT engine too; the folder is complete without it where that fails.
         progress: Told the stages.
 
     Returns:
@@ -62,7 +66,7 @@ def export_model(
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `MISSING_DEPENDENCY`, `UNSUPPORTED_MODEL` or
             `NO_KV_CACHE` for the model, `OUTPUT_EXISTS` for the folder, `NON_FINITE_WEIGHTS`,
             `BAD_CONFIG` for a context that is too long or a layer that is not there,
-            `VERIFICATION_FAILED` for a bug of ours.
+            `VERIFICATION_FAILED` for a bug of ours; with `tensorrt`, those of `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
 
     Example:
@@ -70,6 +74,8 @@ def export_model(
     """
     source, output = Path(source), Path(output)
     check_output(output, force=force)
+    if tensorrt is not None:
+        check_tensorrt(tensorrt)
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer))
     job = _Job(source, config, progress)
@@ -83,7 +89,42 @@ def export_model(
                 copy_tokenizer(Path(tokenizer), folder)
         report = job.report(facts, output, folder)
         report.write(folder)
-    return report
+    return report if tensorrt is None else add_tensorrt(output, tensorrt, progress=progress)
+
+
+def add_tensorrt(
+    folder: str | Path, options: TensorRTOptions, *, progress: Progress = silent
+) -> ExportReport:
+    """Build the TensorRT engine of an engine folder, for instance anew for another GPU.
+
+    Args:
+        folder: As `export_model` writes it.
+        options: What to build.
+        progress: Told the stages.
+
+    Returns:
+        The folder's report, which now also says how the engine was built.
+
+    Raises:
+        GearError: As `build_engine`.
+        OSError: The disk is full, or the folder cannot be written.
+
+    Example:
+        >>> add_tensorrt("out", TensorRTOptions(flavour="tensorrt-rtx"))  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    report = ExportReport.read(folder)
+    build = build_engine(folder, options, progress=progress)
+    done = report.model_copy(
+        update={
+            "output": str(folder),
+            "file_bytes": file_sizes(folder),
+            "seconds": {**report.seconds, "tensorrt": build.seconds},
+            "tensorrt": build,
+        }
+    )
+    done.write(folder)
+    return done
 
 
 def inspect_model(

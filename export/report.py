@@ -12,6 +12,8 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.build.tensorrt import BuildReport
 from gear_trt.export.passes.sites import KvSite, NearMiss
 from gear_trt.export.source.companions import TOKENIZER_FILE
 from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
@@ -113,6 +115,7 @@ class ExportReport(BaseModel):
         file_bytes: Size of every file of the engine folder; empty for a dry run.
         seconds: Time of every stage.
         versions: Of the packages that took part.
+        tensorrt: How the TensorRT engine was built, where the folder has one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -128,6 +131,7 @@ class ExportReport(BaseModel):
     file_bytes: dict[str, int] = {}
     seconds: dict[str, float] = {}
     versions: dict[str, str]
+    tensorrt: BuildReport | None = None
 
     @property
     def routable(self) -> bool:
@@ -151,6 +155,25 @@ class ExportReport(BaseModel):
         fields = {"schema": REPORT_SCHEMA, **self.model_dump(mode="json")}
         (folder / REPORT_FILE).write_text(json.dumps(fields, indent=2) + "\n")
         (folder / MARKDOWN_FILE).write_text(to_markdown(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the `report.json` of an engine folder.
+
+        Raises:
+            GearError: `MISSING_FILE`, `DAMAGED_ENGINE`.
+        """
+        path = folder / REPORT_FILE
+        try:
+            fields = json.loads(path.read_text())
+            return cls.model_validate(fields)
+        except FileNotFoundError:
+            code, reason = ErrorCode.MISSING_FILE, "it is not there"
+        except ValueError as error:
+            code, reason = ErrorCode.DAMAGED_ENGINE, str(error).splitlines()[0]
+        raise GearError(
+            code, f"cannot read {path}: {reason}", hint="export the model again with `gear-export`"
+        )
 
 
 def describe(

@@ -45,6 +45,14 @@ def _facts(report: ExportReport) -> Iterable[str]:
         )
     if report.nodes_after is not None:
         yield "- weights: those outside of attention are, bit by bit, what they were"
+    if report.tensorrt is not None:
+        build = report.tensorrt
+        targets = ", ".join(build.facts.compute_capabilities) or "unknown"
+        yield (
+            f"- {build.facts.flavour} {build.facts.version} engine for compute capability "
+            f"{targets}: {build.seconds:.1f} s, {build.peak_memory_bytes / _MEGA:,.0f} MB of "
+            "memory at most"
+        )
 
 
 def _layers(sites: Sequence[SiteReport]) -> Iterable[str]:

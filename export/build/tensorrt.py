@@ -18,6 +18,7 @@ from gear_trt.export.build import tensorrt_child
 from gear_trt.export.build.tensorrt_messages import EVENT, BuildRequest, Built, Failed
 from gear_trt.export.build.tensorrt_plan import (
     TensorRTOptions,
+    check_options,
     engine_limits,
     profiles,
     rtx_targets,
@@ -63,31 +64,11 @@ def check_tensorrt(options: TensorRTOptions) -> None:
         GearError: `MISSING_DEPENDENCY` for TensorRT itself, `MISSING_LIBRARY` or `LAYOUT_MISMATCH`
             for the plugin library, `BAD_CONFIG` for options that do not fit.
     """
-    _check_options(options)
+    check_options(options)
     tensorrt = import_tensorrt(options.flavour)
     plugin.build_info()
     if options.flavour is Flavour.RTX:
         rtx_targets(tensorrt, options.compute_capabilities)
-
-
-def _check_options(options: TensorRTOptions) -> None:
-    if options.flavour is Flavour.TENSORRT and options.compute_capabilities:
-        raise GearError(
-            ErrorCode.BAD_CONFIG,
-            "TensorRT builds for the GPU at hand: it takes no compute capability",
-            hint="build for other GPUs with hardware_compatible, or with TensorRT-RTX",
-        )
-    foreign = [
-        name
-        for name in ("version_compatible", "hardware_compatible", "timing_cache")
-        if options.flavour is Flavour.RTX and getattr(options, name)
-    ]
-    if foreign:
-        raise GearError(
-            ErrorCode.BAD_CONFIG,
-            f"TensorRT-RTX has no {foreign[0].replace('_', '-')} option",
-            hint="its engines are built for several compute capabilities, and it times no kernels",
-        )
 
 
 def build_engine(
@@ -129,6 +110,7 @@ def build_engine(
         profiles=profiles(manifest, limits),
     )
     request.layers.unlink(missing_ok=True)
+    progress(f"building with {options.flavour}")
     try:
         built = _run(request, progress)
         _check_layers(built, len(manifest.layers) * len(request.profiles), request.log)

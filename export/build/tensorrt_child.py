@@ -25,6 +25,8 @@ from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
 ALIASED_IO = "ALIASED_PLUGIN_IO_10_03"
 """Preview feature without which the aliases that the plugin declares are not asked for."""
 
+_PARSER_SOURCE = "ModelImporter.cpp"
+"""Where the parser's own messages come from: they say which node it is, and not why."""
 _MAX_REASONS = 12
 
 
@@ -110,9 +112,9 @@ class _Build:
         if parser.parse_from_file(str(self._request.model)):
             return
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
-        node = next((fault.node_name() for fault in faults if fault.node_name()), None)
-        reasons = [*self._log.errors, *(fault.desc() for fault in faults)]
-        where = f"node {node}" if node else "the model"
+        own = [line for line in self._log.errors if not line.startswith(_PARSER_SOURCE)]
+        where = next((f"node {f.node_name()} ({f.node_operator()})" for f in faults), "the model")
+        reasons = [*own, *(fault.desc() for fault in faults), *self._log.errors]
         raise self._failed(f"TensorRT cannot parse {where}", reasons)
 
     def _configure(self, builder: Any, config: Any) -> tuple[str, ...]:  # noqa: ANN401

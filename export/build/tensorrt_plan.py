@@ -57,6 +57,31 @@ class TensorRTOptions(BaseModel):
     timing_cache: Path | None = None
 
 
+def check_options(options: TensorRTOptions) -> None:
+    """Refuse options that the one or the other TensorRT does not have.
+
+    Raises:
+        GearError: `BAD_CONFIG`.
+    """
+    if options.flavour is Flavour.TENSORRT and options.compute_capabilities:
+        raise GearError(
+            ErrorCode.BAD_CONFIG,
+            "TensorRT builds for the GPU at hand: it takes no compute capability",
+            hint="build for other GPUs with hardware_compatible, or with TensorRT-RTX",
+        )
+    foreign = [
+        name
+        for name in ("version_compatible", "hardware_compatible", "timing_cache")
+        if options.flavour is Flavour.RTX and getattr(options, name)
+    ]
+    if foreign:
+        raise GearError(
+            ErrorCode.BAD_CONFIG,
+            f"TensorRT-RTX has no {foreign[0].replace('_', '-')} option",
+            hint="its engines are built for several compute capabilities, and it times no kernels",
+        )
+
+
 class ShapeRange(BaseModel):
     """Shapes of one input in one profile.
 

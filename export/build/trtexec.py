@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from gear_trt.export.build.tensorrt_plan import (
     CURRENT_GPU,
     Profile,
     Shape,
     TensorRTOptions,
+    check_options,
     engine_limits,
     profiles,
 )
@@ -20,15 +22,20 @@ from gear_trt.tensorrt.plugin import LIBRARY_NAME
 _PROGRAMS = {Flavour.TENSORRT: "trtexec", Flavour.RTX: "tensorrt_rtx"}
 
 
-def trtexec_command(manifest: Manifest, options: TensorRTOptions) -> str:
-    """Return the command that does what `build_engine` does.
+def trtexec_command(folder: str | Path, options: TensorRTOptions) -> str:
+    """Return the command that builds the engine that `build_engine` would build.
 
     It is to be run in the engine folder, with the plugin library in it.
 
     Args:
-        manifest: Of the engine folder.
+        folder: As `export_model` writes it.
         options: As for `build_engine`.
+
+    Raises:
+        GearError: `BAD_CONFIG` for options that do not fit; as `Manifest.read` for the folder.
     """
+    check_options(options)
+    manifest = Manifest.read(Path(folder))
     limits = engine_limits(manifest, options)
     return shlex.join([_PROGRAMS[options.flavour], *_flags(options, profiles(manifest, limits))])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gear_trt.cli import _ui
+from gear_trt.cli import _tensorrt, _ui
 from gear_trt.errors import ExitStatus
 from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
 from gear_trt.spec.config_file import ConfigFile, choose_config
@@ -16,6 +16,7 @@ from gear_trt.spec.model_config import LayerRule
 
 if TYPE_CHECKING:
     from gear_trt.export import ExportReport
+    from gear_trt.export.build.tensorrt import BuildReport
 
 SCHEMA = "gear.export/1"
 EXAMPLE_PROMPT = "Why is the sky blue?"
@@ -117,6 +118,18 @@ def export(
             show_default="the model's",
         ),
     ] = None,
+    tensorrt: _tensorrt.Tensorrt = _tensorrt.Target.NO,
+    print_trtexec: _tensorrt.PrintTrtexec = False,
+    max_batch: _tensorrt.MaxBatch = None,
+    max_new_tokens: _tensorrt.MaxNewTokens = None,
+    compute_capability: _tensorrt.ComputeCapability = None,
+    embed_plugin: _tensorrt.EmbedPlugin = False,
+    version_compatible: _tensorrt.VersionCompatible = False,
+    hardware_compatible: _tensorrt.HardwareCompatible = False,
+    refit: _tensorrt.Refit = False,
+    weight_streaming: _tensorrt.WeightStreaming = False,
+    builder_level: _tensorrt.BuilderLevel = None,
+    timing_cache: _tensorrt.TimingCache = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -133,6 +146,20 @@ def export(
     """Export a decoder to an engine whose KV cache is compressed."""
     if output is None and not dry_run:
         raise typer.BadParameter("where to? Pass a folder, or --dry-run", param_hint="--output")
+    if dry_run and (print_trtexec or tensorrt is not _tensorrt.Target.NO):
+        raise typer.BadParameter("a dry run builds no engine", param_hint="--tensorrt")
+    engine = _tensorrt.TensorRTFlags(
+        max_batch=max_batch,
+        max_new_tokens=max_new_tokens,
+        compute_capability=tuple(compute_capability or ()),
+        embed_plugin=embed_plugin,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        refit=refit,
+        weight_streaming=weight_streaming,
+        builder_level=builder_level,
+        timing_cache=timing_cache,
+    )
     overrides = {
         "key_bits": key_bits,
         "value_bits": value_bits,
@@ -155,7 +182,8 @@ def export(
             fields={name: int(value) for name, value in overrides.items() if value is not None},
             rules=[LayerRule.parse(text) for text in layer or ()],
         )
-        from gear_trt.export import export_model, inspect_model
+        options = engine.options(tensorrt, print_trtexec=print_trtexec)
+        from gear_trt.export import export_model, inspect_model, trtexec_command
 
         with _ui.progress() as progress:
             if dry_run or output is None:
@@ -170,14 +198,21 @@ def export(
                     max_context=max_context,
                     tokenizer=tokenizer,
                     force=force,
+                    tensorrt=None if print_trtexec else options,
                     progress=progress,
                 )
+        command = None
+        if print_trtexec and options is not None and report.output is not None:
+            command = trtexec_command(report.output, options)
         if json:
-            _ui.emit_json(SCHEMA, report)
+            fields = report.model_dump(mode="json")
+            _ui.emit_json(SCHEMA, fields if command is None else {**fields, "trtexec": command})
         elif report.output is None:
             _ui.print_sites(report.sites, each=True)
         else:
             _print_engine(report, report.output)
+            if command is not None:
+                _print_trtexec(report.output, command)
         if not report.routable:
             raise typer.Exit(ExitStatus.UNSUPPORTED)
 
@@ -199,6 +234,8 @@ def _print_engine(report: ExportReport, output: str) -> None:
         )
     if report.model is not None:
         table.add_row("context", f"{report.model.max_context:,} tokens")
+    if report.tensorrt is not None:
+        table.add_row("TensorRT", _describe_build(report.tensorrt))
     table.add_row("size", f"{sum(report.file_bytes.values()) / MEGA:,.1f} MB")
     table.add_row("time", f"{sum(report.seconds.values()):.1f} s")
     _ui.print_table(table)
@@ -216,3 +253,20 @@ def _print_engine(report: ExportReport, output: str) -> None:
         )
     quoted = shlex.quote(output)
     typer.echo(f'next: gear generate {quoted} -p "{EXAMPLE_PROMPT}"')
+
+
+def _print_trtexec(output: str, command: str) -> None:
+    _ui.stderr.print(
+        f"to be run in {output}, beside libgear_trt_plugins.so:", highlight=False, soft_wrap=True
+    )
+    typer.echo(command)
+
+
+def _describe_build(build: BuildReport) -> str:
+    facts = build.facts
+    targets = ", ".join(facts.compute_capabilities) or "unknown"
+    return (
+        f"{facts.flavour} {facts.version}: {build.engine_bytes / MEGA:,.1f} MB for compute "
+        f"capability {targets}, built in {build.seconds:.1f} s with "
+        f"{build.peak_memory_bytes / MEGA:,.0f} MB"
+    )

@@ -174,14 +174,15 @@ def _op() -> Iterator[str]:
         yield f"  k{kind}Count,"
         yield "};"
     yield ""
-    yield from _tensors()
+    yield from _tensor_types()
+    yield ""
+    yield from _tensor_table()
     yield "}  // namespace gear_attention"
 
 
-def _tensors() -> Iterator[str]:
-    op = GEAR_ATTENTION
-    tensors = (*op.inputs, *op.outputs)
+def _tensor_types() -> Iterator[str]:
     axes = _free_axes()
+    tensors = (*GEAR_ATTENTION.inputs, *GEAR_ATTENTION.outputs)
     yield "// Axes whose sizes calls decide: all axes of one name have one size. Others are kFixed."
     yield "enum class Axis : int { kFixed = -1, " + ", ".join(map(_constant, axes)) + ", kCount };"
     names = ", ".join(f'"{axis}"' for axis in axes)
@@ -206,7 +207,11 @@ def _tensors() -> Iterator[str]:
     yield "struct Tensors {"
     yield "  Tensor all[kInputCount + kOutputCount];  // inputs, then outputs"
     yield "};"
-    yield ""
+
+
+def _tensor_table() -> Iterator[str]:
+    op = GEAR_ATTENTION
+    axes = _free_axes()
     yield f"constexpr Tensors tensors(const {op.name}Attributes& attributes) {{"
     for name in _size_variables():
         owner = "attributes" if name in {a.name for a in _own_attributes()} else "attributes.page"
@@ -214,7 +219,7 @@ def _tensors() -> Iterator[str]:
     yield "  const int page_words = page_layout(attributes.page).page_words;"
     yield "  return {{"
     inputs = [tensor.name for tensor in op.inputs]
-    for tensor in tensors:
+    for tensor in (*op.inputs, *op.outputs):
         alias = inputs.index(tensor.alias_of) if tensor.alias_of else -1
         shape = ", ".join(
             f"{{Axis::{_constant(axis)}, 0}}" if axis in axes else f"{{Axis::kFixed, {axis}}}"

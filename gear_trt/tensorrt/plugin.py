@@ -24,6 +24,12 @@ LIBRARY_NAME = "libgear_trt_plugins.so"
 LIBRARY_VARIABLE = "GEAR_TENSORRT_LIBRARY"
 """Environment variable: path of a `libgear_trt_plugins.so` to use in place of the installed one."""
 
+ALIASES_VARIABLE = "GEAR_TENSORRT_ALIASES"
+"""Environment variable: `1` while an engine is built whose builder has the preview feature
+`ALIASED_PLUGIN_IO_10_03` on, so that the plugin declares which outputs are updated inputs. Builders
+refuse the declaration without it. Undeclared, the state is updated in place all the same where
+input and output are bound to one address (docs/adr/0013)."""
+
 _REBUILD = "build it with nvcc: `CMAKE_ARGS=-DGEAR_CUDA=ON pip install -e .`"
 
 

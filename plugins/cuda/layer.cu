@@ -11,8 +11,19 @@ namespace {
 
 constexpr size_t kStatusBytes = 256;
 constexpr size_t kCounterBytes = kCounters * sizeof(int32_t);
-// Of a workspace that stands in for the layer's memory.
+// Of a workspace that stands in for the layer's memory. Its start is aligned here: engines align
+// workspaces to 128 bytes only.
+constexpr size_t kAlignment = 256;
 constexpr size_t kHeadBytes = kStatusBytes + kCounterBytes;
+
+char* aligned(void* address) {
+  const auto number = reinterpret_cast<uintptr_t>(address);
+  return static_cast<char*>(address) + (kAlignment - number % kAlignment) % kAlignment;
+}
+
+size_t scratch_bound(const Call& call) {
+  return std::max(attention_workspace_bound(call), compress_workspace_bound(call));
+}
 
 struct Layers {
   std::mutex mutex;
@@ -41,11 +52,13 @@ void forget_note(Status* status) {
 Error LayerMemory::make(std::unique_ptr<LayerMemory>& made) {
   if (num_multiprocessors() == 0) return {};
   std::unique_ptr<LayerMemory> memory(new LayerMemory);
-  void* address = nullptr;
-  if (Error error = allocate(&address, kCounterBytes); !error.empty()) return error;
-  memory->counters_ = static_cast<int32_t*>(address);
-  if (Error error = allocate_shared(&address, sizeof(Status)); !error.empty()) return error;
-  memory->status_ = static_cast<Status*>(address);
+  void* counters = nullptr;
+  Error error = allocate(&counters, kCounterBytes);
+  memory->counters_ = static_cast<int32_t*>(counters);
+  if (!error.empty()) return error;
+  void* status = nullptr;
+  if (error = allocate_shared(&status, sizeof(Status)); !error.empty()) return error;
+  memory->status_ = static_cast<Status*>(status);
   register_note(memory->status_);
   made = std::move(memory);
   return {};
@@ -72,21 +85,19 @@ Error take_fault() {
 }
 
 size_t workspace_bound(const AttentionArgs& largest) {
-  const Call call = make_call(largest);
-  return kHeadBytes + std::max(attention_workspace_bound(call), compress_workspace_bound(call));
+  return kAlignment + kHeadBytes + scratch_bound(make_call(largest));
 }
 
 Error attention(const AttentionArgs& args, const LayerMemory* memory, void* workspace,
                 void* stream_handle) {
   const auto stream = static_cast<Stream>(stream_handle);
   Call call = make_call(args);
-  if (Error error = check_call(call); !error.empty()) return error;
   if (call.batch == 0 || call.seq_len == 0) return {};
   if (Error error = check_addresses(call); !error.empty()) return error;
-  if (Error error = check_address("workspace", workspace, 256); !error.empty()) return error;
+  if (Error error = check_address("workspace", workspace, 1); !error.empty()) return error;
 
-  auto* const head = static_cast<char*>(workspace);
-  Workspace lent{nullptr, head + kHeadBytes, workspace_bound(args) - kHeadBytes};
+  char* const head = aligned(workspace);
+  Workspace lent{nullptr, head + kHeadBytes, scratch_bound(call)};
   if (memory != nullptr) {
     call.status = memory->status();
     lent.counters = memory->counters();

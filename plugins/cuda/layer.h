@@ -43,9 +43,10 @@ Error take_fault();
 // Bytes of workspace that are enough for this and every smaller call, on every GPU.
 size_t workspace_bound(const AttentionArgs& largest);
 
-// Queues a call as gear_cuda_attention does. `workspace` is aligned to 256 bytes and as large as
-// workspace_bound says; it need not be zeros. Without `memory` the workspace stands in for it:
-// that costs a fill on every call, and faults go unnoticed.
+// Queues a call as gear_cuda_attention does, but for checks of attributes and sizes: hosts make
+// them once. `workspace` is as large as workspace_bound says; it need be neither zeros nor aligned.
+// Without `memory` the workspace stands in for it: that costs a fill on every call, and faults go
+// unnoticed.
 Error attention(const AttentionArgs& args, const LayerMemory* memory, void* workspace,
                 void* stream);
 

@@ -20,23 +20,10 @@ namespace nvinfer1 {
 
 using AsciiChar = char;
 
-enum class DataType : int32_t {
-  kFLOAT = 0,
-  kHALF = 1,
-  kINT8 = 2,
-  kINT32 = 3,
-  kBOOL = 4,
-  kUINT8 = 5,
-  kFP8 = 6,
-  kBF16 = 7,
-  kINT64 = 8,
-  kINT4 = 9,
-  kFP4 = 10,
-  kE8M0 = 11,
-};
+enum class DataType : int32_t { kFLOAT = 0, kHALF = 1, kINT32 = 3 };
 enum class TensorFormat : int32_t { kLINEAR = 0 };
-enum class APILanguage : int32_t { kCPP = 0, kPYTHON = 1 };
-enum class TensorRTPhase : int32_t { kBUILD = 0, kRUNTIME = 1 };
+enum class APILanguage : int32_t { kCPP = 0 };
+enum class TensorRTPhase : int32_t;
 enum class PluginCapabilityType : int32_t { kCORE = 0, kBUILD = 1, kRUNTIME = 2 };
 enum class PluginFieldType : int32_t {
   kFLOAT32 = 1,

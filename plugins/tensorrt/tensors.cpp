@@ -13,6 +13,7 @@ using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::TensorFormat;
 
+// By their numbers.
 constexpr const char* kTypeNames[] = {"FLOAT", "HALF", "INT8",  "INT32", "BOOL", "UINT8",
                                       "FP8",   "BF16", "INT64", "INT4",  "FP4",  "E8M0"};
 

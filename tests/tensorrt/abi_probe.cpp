@@ -130,18 +130,9 @@ void structs() {
 void enums() {
   VALUE(DataType::kFLOAT);
   VALUE(DataType::kHALF);
-  VALUE(DataType::kINT8);
   VALUE(DataType::kINT32);
-  VALUE(DataType::kBOOL);
-  VALUE(DataType::kUINT8);
-  VALUE(DataType::kFP8);
-  VALUE(DataType::kBF16);
-  VALUE(DataType::kINT64);
-  VALUE(DataType::kINT4);
   VALUE(TensorFormat::kLINEAR);
   VALUE(APILanguage::kCPP);
-  VALUE(TensorRTPhase::kBUILD);
-  VALUE(TensorRTPhase::kRUNTIME);
   VALUE(PluginCapabilityType::kCORE);
   VALUE(PluginCapabilityType::kBUILD);
   VALUE(PluginCapabilityType::kRUNTIME);

@@ -8,6 +8,8 @@ import torch
 
 from benchmarks.gpu_cases import TOLERANCE
 from benchmarks.gpu_plugin import ROWS, PluginKernels, run_table
+from gear_trt import tensorrt
+from gear_trt.tensorrt import plugin
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
 from tests.plugins.checks import check_attention, nmse, run_call, run_guarded
 
@@ -71,6 +73,19 @@ def test_a_value_that_is_not_finite_names_layer_head_and_token(emulated_library)
     call, state = faulty(key_BSHD=key)
     with pytest.raises(ValueError, match="layer 5, KV head 1, token 333 of sequence 1"):
         run_call(kernels.attention, MANY_SPLITS, call, state, layer=5)
+
+
+def test_the_package_reports_it_too(emulated_library, monkeypatch):
+    kernels = PluginKernels(emulated_library, CPU)
+    monkeypatch.setattr(kernels.host, "raise_errors", lambda: None)
+    call, state = faulty(slots=np.array([-1, 0], np.int32))
+    run_call(kernels.attention, MANY_SPLITS, call, state)
+    monkeypatch.setenv(plugin.LIBRARY_VARIABLE, str(emulated_library))
+    plugin._library.cache_clear()
+    with pytest.raises(ValueError, match="slot -1 of sequence 0"):
+        tensorrt.raise_errors()
+    tensorrt.raise_errors()
+    plugin._library.cache_clear()
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """What a builder and an execution context ask of a plugin, but for enqueue."""
 
+import itertools
 import shutil
 
 import pytest
@@ -161,7 +162,7 @@ def test_bad_attributes_give_nothing_and_a_logged_reason(host, changes, reason):
     assert line.startswith(f"GearAttention: {reason}")
 
 
-@pytest.mark.parametrize("version", [100900, 101601, 110000, 110400, 10701])
+@pytest.mark.parametrize("version", [100900, 110400, 10701])
 def test_the_loggers_of_all_versions_are_found(emulated_library, version, tmp_path):
     """TensorRT 10 has other tables of virtual functions. 10701 is TensorRT-RTX 1.7.1."""
     copy = shutil.copy(emulated_library, tmp_path)  # a library has one logger
@@ -246,15 +247,14 @@ def test_supported_formats_are_exactly_those_of_the_op(host, preset, activation)
     expected = types(config, activation)
     for position, tensor in enumerate(TENSORS):
         supported = set()
-        for data_type in DATA_TYPES:
-            for tensor_format in TENSOR_FORMATS:
-                descs = profile(config, activation)
-                descs[position].desc.type = data_type
-                descs[position].desc.format = tensor_format
-                for later in descs[position + 1 :]:
-                    later.desc.type = later.desc.format = -1  # not decided yet
-                if made.supports(position, descs):
-                    supported.add((data_type, tensor_format))
+        descs = profile(config, activation)
+        for later in descs[position + 1 :]:
+            later.desc.type = later.desc.format = -1  # not decided yet
+        for data_type, tensor_format in itertools.product(DATA_TYPES, TENSOR_FORMATS):
+            descs[position].desc.type = data_type
+            descs[position].desc.format = tensor_format
+            if made.supports(position, descs):
+                supported.add((data_type, tensor_format))
         allowed = {FLOAT, HALF} if position == 0 else {expected[position]}
         assert supported == {(data_type, LINEAR) for data_type in allowed}, tensor.name
     assert host.take_log() == []  # a builder tries out: nothing of it is an error
@@ -360,10 +360,8 @@ def test_a_refused_shape_does_not_leave_the_last_one(host, plugin):
     assert "enqueue without a shape" in host.take_log()[0]
 
 
-def test_an_unaligned_workspace_is_refused(emulated_host):
+def test_a_missing_workspace_is_refused(emulated_host):
     made = emulated_host.create(attributes())
     assert made.shape_change(tensors())
-    assert not made.enqueue(tensors(), [4096] * len(TENSORS), 128, 0)
-    assert emulated_host.take_log() == [
-        "GearAttention layer 3: workspace is not aligned to 256 bytes"
-    ]
+    assert not made.enqueue(tensors(), [4096] * len(TENSORS), 0, 0)
+    assert emulated_host.take_log() == ["GearAttention layer 3: workspace is null"]

@@ -1,0 +1,123 @@
+"""The TensorRT flags of `gear-export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gear_trt.errors import ErrorCode, GearError
+
+if TYPE_CHECKING:
+    from gear_trt.export import TensorRTOptions
+
+PANEL = "TensorRT: an engine beside the ONNX file"
+
+
+class Target(StrEnum):
+    """Values of `--tensorrt`."""
+
+    NO = "no"
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt-rtx"
+
+
+def _flag(*names: str, help: str, **how: Any) -> Any:  # noqa: ANN401 - as typer's
+    return typer.Option(*names, help=help, rich_help_panel=PANEL, **how)
+
+
+Tensorrt = Annotated[Target, _flag(help="Build an engine with the one or the other.")]
+PrintTrtexec = Annotated[
+    bool,
+    _flag(
+        "--print-trtexec", help="Build nothing; print the command that builds the engine elsewhere."
+    ),
+]
+MaxBatch = Annotated[
+    int | None, _flag(help="Sequences of one call at most.", min=1, show_default="8")
+]
+MaxNewTokens = Annotated[
+    int | None, _flag(help="Tokens of one prefill call at most.", min=1, show_default="512")
+]
+ComputeCapability = Annotated[
+    list[str] | None,
+    _flag(
+        metavar="X.Y",
+        help="GPU that TensorRT-RTX builds for, for instance 8.6; repeat it for more, or say "
+        "current for the GPU at hand.",
+        show_default="all from 8.0 on",
+    ),
+]
+EmbedPlugin = Annotated[
+    bool, _flag("--embed-plugin", help="Put the plugin library into the engine, not beside it.")
+]
+VersionCompatible = Annotated[
+    bool, _flag("--version-compatible", help="Let later TensorRTs run the engine too.")
+]
+HardwareCompatible = Annotated[
+    bool, _flag("--hardware-compatible", help="Let all GPUs from Ampere on run the engine.")
+]
+Refit = Annotated[bool, _flag("--refit", help="Let the engine's weights be replaced later.")]
+WeightStreaming = Annotated[
+    bool, _flag("--weight-streaming", help="Let the engine's weights stay in host memory.")
+]
+BuilderLevel = Annotated[
+    int | None,
+    _flag(
+        help="Optimization level: higher builds longer.",
+        min=0,
+        max=5,
+        show_default="TensorRT's",
+    ),
+]
+TimingCache = Annotated[
+    Path | None,
+    _flag(
+        help="File of kernel timings, read and written: builds again faster.", show_default=False
+    ),
+]
+
+
+_UNSAID: tuple[object, ...] = (None, (), False)
+
+
+@dataclass(frozen=True)
+class TensorRTFlags:
+    """What the user said; one of `_UNSAID` where nothing was."""
+
+    max_batch: int | None
+    max_new_tokens: int | None
+    compute_capability: tuple[str, ...]
+    embed_plugin: bool
+    version_compatible: bool
+    hardware_compatible: bool
+    refit: bool
+    weight_streaming: bool
+    builder_level: int | None
+    timing_cache: Path | None
+
+    def options(self, target: Target, *, print_trtexec: bool) -> TensorRTOptions | None:
+        """Return the options of the build, or None where there is none.
+
+        Raises:
+            GearError: `BAD_CONFIG` for a flag that is of no use without a build.
+        """
+        from gear_trt.export import TensorRTOptions
+        from gear_trt.tensorrt.library import Flavour
+
+        said = {name: value for name, value in asdict(self).items() if value not in _UNSAID}
+        if target is Target.NO and not print_trtexec:
+            if said:
+                flag = next(iter(said)).replace("_", "-")
+                raise GearError(
+                    ErrorCode.BAD_CONFIG,
+                    f"--{flag} needs --tensorrt",
+                    hint="pass --tensorrt tensorrt or --tensorrt tensorrt-rtx, or --print-trtexec",
+                )
+            return None
+        flavour = Target.TENSORRT if target is Target.NO else target
+        capabilities = said.pop("compute_capability", ())
+        return TensorRTOptions(flavour=Flavour(flavour), compute_capabilities=capabilities, **said)
