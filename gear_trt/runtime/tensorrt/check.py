@@ -48,7 +48,7 @@ def check(folder: Path, manifest: Manifest) -> EngineFile:
         raise GearError(
             ErrorCode.MISSING_FILE,
             f"{folder} holds no TensorRT engine",
-            hint="export the model again on a machine with TensorRT, or choose another backend",
+            hint="build one: `gear-export MODEL -o DIR --tensorrt tensorrt`; or take another backend",
         )
     path = folder / ENGINE_FILE
     if not path.is_file():
