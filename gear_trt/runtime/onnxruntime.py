@@ -19,7 +19,7 @@ from gear_trt.runtime.faults import activation_fault
 from gear_trt.runtime.graph_state import state_names
 from gear_trt.runtime.manifest import MODEL_FILE
 from gear_trt.runtime.memory import HostMemory
-from gear_trt.spec import GEAR_ATTENTION, graph
+from gear_trt.spec import DOMAIN, GEAR_ATTENTION, graph
 
 FAILURES = (
     ort.EPFail,
@@ -39,6 +39,9 @@ Provider = str | tuple[str, dict[str, str]]
 """Name of an execution provider, with its options where it has any."""
 
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '(.*)'")
+_NO_CUDA = re.compile(
+    rf"kernel for {DOMAIN}\.{GEAR_ATTENTION.name}\(\d+\) .*ep:'CPUExecutionProvider'"
+)
 EXPORT_AGAIN = "export the model again with `gear-export`"
 _FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
@@ -194,6 +197,12 @@ def load_failure(path: Path, text: str) -> GearError:
             f"ONNX Runtime has no CPU kernel for node {missing[2]} ({missing[1]})",
             hint="mostly the cause is bfloat16: ONNX Runtime computes with it on GPUs only; "
             "export the model in float32 or float16",
+        )
+    if _NO_CUDA.search(text):
+        return GearError(
+            ErrorCode.MISSING_DEPENDENCY,
+            "ONNX Runtime's CUDA provider does not start: it has said why on standard error",
+            hint="pip install 'onnxruntime-gpu[cuda,cudnn]', which brings CUDA 13 and cuDNN 9",
         )
     own = _op_message(text)
     is_other_layout = own is not None and "page layout" in own

@@ -12,6 +12,7 @@ from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.onnxruntime import open_session, session_options
 from gear_trt.runtime.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from tests.cuda.build import CUDA_BUILD
 from tests.cuda.conftest import emulated  # noqa: F401 - a fixture
 from tests.plugins.checks import nmse
 from tests.runtime.device import HostQueue
@@ -78,6 +79,17 @@ def test_what_the_kernels_met_ends_the_step(tmp_path, emulated):  # noqa: F811
     assert caught.value.code is ErrorCode.NON_FINITE_ACTIVATION
     assert "layer 1" in caught.value.message
     assert engine.cache.lengths[0] == 0
+
+
+def test_a_cuda_provider_that_does_not_start_is_told(folder):
+    """ONNX Runtime goes on with its CPU provider, for which libgear_cuda has no kernel."""
+    library = CUDA_BUILD / "cuda" / "libgear_cuda.so"
+    if not library.is_file():
+        pytest.skip("libgear_cuda.so was not built: run `make cuda`")
+    with pytest.raises(GearError) as caught:
+        open_session(folder, session_options(1, library), ["CPUExecutionProvider"])
+    assert caught.value.code is ErrorCode.MISSING_DEPENDENCY
+    assert "CUDA provider does not start" in caught.value.message
 
 
 # --- A real GPU -----------------------------------------------------------------------------------
