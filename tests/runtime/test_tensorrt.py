@@ -21,6 +21,7 @@ from gear_trt.runtime.choice import BackendName, choose
 from gear_trt.runtime.engine import Engine
 from gear_trt.runtime.manifest import (
     ENGINE_FILE,
+    MANIFEST_FILE,
     MODEL_FILE,
     EngineLimits,
     Manifest,
@@ -62,7 +63,7 @@ def folder(tmp_path_factory):
     model = (folder / MODEL_FILE).read_bytes()
     (folder / ENGINE_FILE).write_bytes(model)
     facts = TensorRTFacts(
-        flavour="tensorrt",
+        flavour=Flavour.TENSORRT,
         version=fake_tensorrt.__version__,
         graph_sha256=hashlib.sha256(model).hexdigest(),
         compute_capabilities=("8.0", "9.0"),
@@ -242,6 +243,13 @@ def test_what_the_manifest_says_must_fit(folder, machine, changes, code, status,
 
 def test_builds_of_one_version_are_one(folder, machine):
     check(folder, change(folder, version="11.4.0.99"))
+
+
+def test_a_manifest_that_names_no_tensorrt_is_damaged(folder, tmp_path):
+    text = (folder / MANIFEST_FILE).read_text().replace('"flavour": "tensorrt"', '"flavour": "x"')
+    (tmp_path / MANIFEST_FILE).write_text(text)
+    error = refusal(ErrorCode.DAMAGED_ENGINE, Manifest.read, tmp_path)
+    assert "tensorrt.flavour" in str(error.detail)
 
 
 def test_no_engine(folder, machine):

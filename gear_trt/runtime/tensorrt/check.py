@@ -10,7 +10,7 @@ from gear_trt.driver import Gpu
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.manifest import ENGINE_FILE, MODEL_FILE, Manifest, TensorRTFacts
 from gear_trt.runtime.requirements import require_gpu, require_plugins
-from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
+from gear_trt.tensorrt.library import TensorRT, import_tensorrt
 
 BUILD_AGAIN = "build the engine again, for this machine's GPU and with its TensorRT"
 _AMPERE = (8, 0)
@@ -48,7 +48,7 @@ def check(folder: Path, manifest: Manifest) -> EngineFile:
         raise GearError(
             ErrorCode.MISSING_FILE,
             f"{folder} holds no TensorRT engine",
-            hint="build one: `gear-export MODEL -o DIR --tensorrt tensorrt`; or take another backend",
+            hint="build one with `gear-export --tensorrt`, or choose another backend",
         )
     path = folder / ENGINE_FILE
     if not path.is_file():
@@ -56,7 +56,7 @@ def check(folder: Path, manifest: Manifest) -> EngineFile:
     _check_origin(folder, facts)
     _check_code(path, facts)
     _check_gpu(facts, require_gpu())
-    trt = import_tensorrt(Flavour(facts.flavour))
+    trt = import_tensorrt(facts.flavour)
     _check_version(facts, trt)
     require_plugins()
     return EngineFile(path, trt)
