@@ -62,9 +62,9 @@ def open_backend(name: BackendName, folder: Path, manifest: Manifest, *, threads
         name = choose(folder, manifest)
     vocab_size = manifest.model.vocab_size
     if name is BackendName.TENSORRT:
-        from gear_trt.runtime.tensorrt.backend import TensorRtBackend
+        from gear_trt.runtime.tensorrt.backend import TensorRTBackend
 
-        return TensorRtBackend.open(folder, manifest)
+        return TensorRTBackend.open(folder, manifest)
     with _needs_onnxruntime():
         if name is BackendName.ONNXRUNTIME_CUDA:
             from gear_trt.runtime.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -110,8 +110,8 @@ def _check_onnxruntime_cuda() -> None:
         require_onnxruntime_cuda()
 
 
-def usable_gpu_backends() -> Iterator[tuple[BackendName, GearError | None]]:
-    """Yield the GPU backends, each with why this machine cannot run any folder's graph with it."""
+def check_gpu_backends() -> Iterator[tuple[BackendName, GearError | None]]:
+    """Yield every GPU backend, with why this machine cannot run it; None where it can."""
     from gear_trt.runtime.requirements import require_tensorrt
 
     for name, check in (

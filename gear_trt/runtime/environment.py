@@ -20,11 +20,15 @@ from gear_trt.errors import GearError
 _REQUIRED_PACKAGES = (
     "gear-trt", "numpy", "onnx", "safetensors", "tokenizers", "torch", "transformers",
 )  # fmt: skip
-_TENSORRTS = ("tensorrt", "tensorrt-rtx", "tensorrt-lean")
+_TENSORRTS = {
+    "tensorrt": "pip install 'gear-trt[gpu]'",
+    "tensorrt-rtx": "pip install 'gear-trt[rtx]'",
+    "tensorrt-lean": "pip install tensorrt-lean; only tests need it",
+}
+"""How to install each."""
 _TENSORRT_PARTS = ("", "-cu13", "-cu12", "-cu13-bindings", "-cu12-bindings")
 """Packages of one TensorRT; any of them tells its version."""
 _INSTALL_CPU = "pip install 'gear-trt[cpu]'"
-_INSTALL_GPU = "pip install 'gear-trt[gpu]'"
 _NO_GPU = "none is needed: the CPU kernels run everywhere"
 
 
@@ -130,8 +134,8 @@ def _gpu_software() -> Iterator[Finding]:
         "nvcc", _nvcc(), "install the CUDA toolkit, or run `make cuda`, which installs it"
     )
     yield _library("CUDA kernel library", cuda.library_path, cuda.build_info)
-    for name in _TENSORRTS:
-        yield _optional(name, _tensorrt_version(name), f"pip install {name}")
+    for name, install in _TENSORRTS.items():
+        yield _optional(name, _tensorrt_version(name), install)
     yield _library("TensorRT plugin library", tensorrt.library_path, tensorrt.build_info)
 
 
@@ -139,9 +143,9 @@ def _gpu_backends() -> Iterator[Finding]:
     """Whether a GPU that is there can be used; what needs a folder is seen when one is loaded."""
     if not driver.count_gpus():
         return
-    from gear_trt.runtime.choice import usable_gpu_backends
+    from gear_trt.runtime.choice import check_gpu_backends
 
-    for name, refusal in usable_gpu_backends():
+    for name, refusal in check_gpu_backends():
         hint = None if refusal is None else f"{refusal.message}: {refusal.hint}"
         yield _optional(f"backend {name}", None if refusal else "can be used", hint)
 

@@ -96,7 +96,7 @@ void decode(const Options& options) {
   const std::string blob = read_file(options.text("engine"));
 
   const CudaDriver cuda;  // first: without a GPU, TensorRT fails in worse ways
-  const TensorRtLibrary tensorrt(options.text("tensorrt"));
+  const TensorRTLibrary tensorrt(options.text("tensorrt"));
   Log log;
   const auto runtime = tensorrt.create_runtime(log);
   tensorrt.load_plugins(plugin);

@@ -7,16 +7,51 @@
 // one is used. Names are the official ones; tests/samples compares the two.
 #pragma once
 
-#include "tensorrt/abi.h"  // what the plugin library needs of it as well
-
-#ifndef NV_TENSORRT_MAJOR
-
+#if __has_include(<NvInferRuntime.h>)
+#include <NvInferRuntime.h>
+#define GEAR_TENSORRT_TABLES NV_TENSORRT_MAJOR
+#else
 #define GEAR_TENSORRT_TABLES 11
+
+#include <cstddef>
+#include <cstdint>
+
+using cudaStream_t = struct CUstream_st*;
 
 namespace nvinfer1 {
 
+enum class DataType : int32_t { kFLOAT = 0, kHALF = 1, kINT32 = 3, kBF16 = 7, kINT64 = 8 };
 enum class TensorIOMode : int32_t { kNONE = 0, kINPUT = 1, kOUTPUT = 2 };
 enum class OptProfileSelector : int32_t { kMIN = 0, kOPT = 1, kMAX = 2 };
+enum class APILanguage : int32_t { kCPP = 0 };
+
+struct Dims {
+  int32_t nbDims;
+  int64_t d[8];
+};
+
+struct InterfaceInfo {
+  char const* kind;
+  int32_t major;
+  int32_t minor;
+};
+
+// Implemented by the program, called by TensorRT.
+class ILogger {
+ public:
+  enum class Severity : int32_t {
+    kINTERNAL_ERROR = 0,
+    kERROR = 1,
+    kWARNING = 2,
+    kINFO = 3,
+    kVERBOSE = 4,
+  };
+
+  virtual APILanguage getAPILanguage() const noexcept { return APILanguage::kCPP; }
+  virtual InterfaceInfo getInterfaceInfo() const noexcept { return {"ILogger", 1, 0}; }
+  virtual ~ILogger() noexcept = default;
+  virtual void log(Severity severity, char const* message) noexcept = 0;
+};
 
 // An object of TensorRT's.
 class INoCopy {
@@ -94,6 +129,4 @@ class IRuntime : public INoCopy {
 
 }  // namespace nvinfer1
 
-#else
-#define GEAR_TENSORRT_TABLES NV_TENSORRT_MAJOR
 #endif

@@ -10,7 +10,7 @@
 
 #include "tensorrt_abi.h"
 
-// What TensorRT says goes to standard error; its last error is kept, to be told with ours.
+// What TensorRT says goes to standard error, from warnings on.
 class Log : public nvinfer1::ILogger {
  public:
   void log(Severity severity, char const* message) noexcept override {
@@ -19,9 +19,9 @@ class Log : public nvinfer1::ILogger {
   }
 };
 
-class TensorRtLibrary {
+class TensorRTLibrary {
  public:
-  explicit TensorRtLibrary(const std::string& path) : library_(dlopen(path.c_str(), RTLD_NOW)) {
+  explicit TensorRTLibrary(const std::string& path) : library_(dlopen(path.c_str(), RTLD_NOW)) {
     if (library_ == nullptr) throw std::runtime_error(std::string("no TensorRT: ") + dlerror());
     version_ = function<int32_t()>("getInferLibVersion")();
     // TensorRT-RTX numbers its versions from 1 and has the tables of TensorRT 11.

@@ -8,6 +8,7 @@ import gear_trt
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.device.graph import DeviceGraph, Limits
+from gear_trt.runtime.device.logits import DeviceLogits
 from gear_trt.runtime.engine import Engine
 from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.memory import DeviceMemory
@@ -133,6 +134,15 @@ def test_siblings_have_graphs_of_their_own(toy_folder):
             want = reference.step([[token]])
             for one in (engine, sibling):
                 np.testing.assert_allclose(one.step([[token]]), want, atol=2e-4)
+
+
+def test_bfloat16_logits_come_as_float32():
+    logits_BSV = torch.arange(24.0).reshape(1, 4, 6).bfloat16()
+    logits = DeviceLogits(logits_BSV, HostQueue())
+    assert logits.shape == (1, 4, 6)
+    np.testing.assert_array_equal(np.asarray(logits), logits_BSV.float().numpy())
+    rows, columns = np.array([0, 0]), np.array([3, 1], np.int32)
+    np.testing.assert_array_equal(logits[rows, columns], logits_BSV.float().numpy()[0, [3, 1]])
 
 
 # --- What the kernels met -------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from gear_trt.runtime.manifest import (
 )
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.tensorrt import check as check_module
-from gear_trt.runtime.tensorrt.backend import TensorRtBackend
+from gear_trt.runtime.tensorrt.backend import TensorRTBackend
 from gear_trt.runtime.tensorrt.check import EngineFile, check
 from gear_trt.runtime.tensorrt.loading import load
 from gear_trt.spec import CompressionConfig
@@ -89,7 +89,7 @@ def open_backend(folder, machine=None, raise_faults=lambda: None):
     manifest = Manifest.read(folder)
     loaded = load(EngineFile(folder / ENGINE_FILE, TRT))
     vocab_size = manifest.model.vocab_size
-    return TensorRtBackend(loaded, HostQueue(), vocab_size=vocab_size, raise_faults=raise_faults)
+    return TensorRTBackend(loaded, HostQueue(), vocab_size=vocab_size, raise_faults=raise_faults)
 
 
 def open_engine(folder, *, batch=1, **options):

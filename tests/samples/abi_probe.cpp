@@ -6,7 +6,7 @@
 
 int main(int, char** argv) {
   try {
-    const TensorRtLibrary tensorrt(argv[1]);
+    const TensorRTLibrary tensorrt(argv[1]);
     Log log;
     const auto runtime = tensorrt.create_runtime(log);
     const char garbage[] =

@@ -127,15 +127,9 @@ class DeviceGraph:
     ) -> NDArray[np.floating] | DeviceLogits:
         """See `BoundGraph.run`."""
         with self._queue.active():
-            logits_BSV = self._run(tokens_BS, new_lengths)
-            if logits_BSV.dtype == torch.bfloat16:  # numpy has none
-                logits_BSV = logits_BSV.float()
+            logits = DeviceLogits(self._run(tokens_BS, new_lengths), self._queue)
             is_decode = tokens_BS.shape[1] == 1
-            result = (
-                self._queue.download(logits_BSV)
-                if is_decode
-                else DeviceLogits(logits_BSV, self._queue)
-            )
+            result = np.asarray(logits) if is_decode else logits
             self._programs.raise_faults()
         return result
 

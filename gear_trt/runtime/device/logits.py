@@ -42,9 +42,13 @@ class DeviceLogits:
                 torch.from_numpy(indices.astype(np.int64)).to(self._queue.device)
                 for indices in where
             )
-            return self._queue.download(self._logits_BSV[rows, columns])
+            return self._download(self._logits_BSV[rows, columns])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: ANN401 - numpy's protocol
         """Return all of them on the host."""
         with self._queue.active():
-            return np.asarray(self._queue.download(self._logits_BSV), dtype)
+            return np.asarray(self._download(self._logits_BSV), dtype)
+
+    def _download(self, logits: Tensor) -> NDArray[Any]:
+        has_numpy_type = logits.dtype != torch.bfloat16
+        return self._queue.download(logits if has_numpy_type else logits.float())

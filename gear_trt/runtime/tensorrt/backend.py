@@ -19,7 +19,7 @@ from gear_trt.runtime.manifest import DECODE_PROFILE, PREFILL_PROFILE, Manifest
 from gear_trt.runtime.memory import DeviceMemory
 from gear_trt.runtime.tensorrt.check import check
 from gear_trt.runtime.tensorrt.loading import LoadedEngine, load
-from gear_trt.runtime.tensorrt.program import TensorRtProgram
+from gear_trt.runtime.tensorrt.program import TensorRTProgram
 from gear_trt.spec import graph
 
 _LARGEST = 2
@@ -28,7 +28,7 @@ _UNITS = ("rows", "columns")
 _LOGITS_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
 
 
-class TensorRtBackend:
+class TensorRTBackend:
     """An engine on one GPU.
 
     Attributes:
@@ -83,7 +83,7 @@ class TensorRtBackend:
         scratch = self._scratch()
         with self._queue.active():
             prefill, decode = (
-                TensorRtProgram(
+                TensorRTProgram(
                     self._new_context(),
                     profile,
                     self._limits(profile),

@@ -33,7 +33,7 @@ class Context(Protocol):
         """Queue a run."""
 
 
-class TensorRtProgram:
+class TensorRTProgram:
     """Implements `Program`.
 
     Attributes:
