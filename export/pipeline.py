@@ -26,7 +26,7 @@ from gear_trt.export.passes.verify import verify
 from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.report import CacheCost, ExportReport, describe, package_versions
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
-from gear_trt.export.source.source import Progress, open_source, silent
+from gear_trt.export.source.source import Dtype, Progress, open_source, silent
 from gear_trt.runtime.manifest import LayerFacts, ModelFacts
 from gear_trt.spec import CompressionConfig, ModelConfig
 
@@ -43,6 +43,7 @@ def export_model(
     config: CompressionConfig | ModelConfig,
     max_context: int | None = None,
     tokenizer: str | Path | None = None,
+    dtype: Dtype | None = None,
     force: bool = False,
     tensorrt: TensorRTOptions | None = None,
     progress: Progress = silent,
@@ -55,6 +56,8 @@ def export_model(
         config: How the caches are compressed: all alike, or layer by layer.
         max_context: Longest sequence, tokens; None means what the model's files say.
         tokenizer: Folder of the tokenizer; None means beside the model.
+        dtype: Of a checkpoint's weights and activations: float16 for GPUs. None keeps float16 and
+            makes all else float32.
         force: Replace `output` where it is an engine folder.
         tensorrt: Build a TensorRT engine too; the folder is complete without it where that fails.
         progress: Told the stages.
@@ -65,7 +68,8 @@ def export_model(
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `MISSING_DEPENDENCY`, `UNSUPPORTED_MODEL` or
             `NO_KV_CACHE` for the model, `OUTPUT_EXISTS` for the folder, `NON_FINITE_WEIGHTS`,
-            `BAD_CONFIG` for a context that is too long or a layer that is not there,
+            `BAD_CONFIG` for a context that is too long, a layer that is not there, or a type
+            where the model is an ONNX file,
             `VERIFICATION_FAILED` for a bug of ours; with `tensorrt`, those of `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
 
@@ -78,7 +82,7 @@ def export_model(
         check_tensorrt(tensorrt)
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer))
-    job = _Job(source, config, progress)
+    job = _Job(source, config, progress, dtype)
     job.find(max_context)
     facts = job.rewrite(max_context)
     with staged_folder(output, force=force) as folder:
@@ -157,7 +161,11 @@ class _Job:
     """One export, stage by stage."""
 
     def __init__(
-        self, source: Path, config: CompressionConfig | ModelConfig, progress: Progress
+        self,
+        source: Path,
+        config: CompressionConfig | ModelConfig,
+        progress: Progress,
+        dtype: Dtype | None = None,
     ) -> None:
         self._path = source
         self._config = config if isinstance(config, ModelConfig) else ModelConfig(config)
@@ -168,7 +176,7 @@ class _Job:
         self._found: list[KvSite | NearMiss] = []
         self._nodes_after: int | None = None
         with self.stage("source"):
-            self._source = open_source(source, progress)
+            self._source = open_source(source, progress, dtype)
             self._weights = WeightGuard(self._source.model)
         self._nodes_before = len(self._source.model.graph)
 

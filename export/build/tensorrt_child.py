@@ -23,7 +23,7 @@ from gear_trt.tensorrt import plugin
 from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
 
 ALIASED_IO = "ALIASED_PLUGIN_IO_10_03"
-"""Preview feature without which the aliases that the plugin declares are not asked for."""
+"""Preview feature without which TensorRT-RTX refuses a plugin that declares aliases (ADR 13)."""
 
 _PARSER_SOURCE = "ModelImporter.cpp"
 """Where the parser's own messages come from: they say which node it is, and not why."""

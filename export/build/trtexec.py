@@ -23,9 +23,10 @@ _PROGRAMS = {Flavour.TENSORRT: "trtexec", Flavour.RTX: "tensorrt_rtx"}
 
 
 def trtexec_command(folder: str | Path, options: TensorRTOptions) -> str:
-    """Return the command that builds the engine that `build_engine` would build.
+    """Return the command that builds an engine as `build_engine` does.
 
-    It is to be run in the engine folder, with the plugin library in it.
+    It is to be run in the engine folder, with the plugin library in it. Where the options name no
+    compute capability, `tensorrt_rtx` takes its own default.
 
     Args:
         folder: As `export_model` writes it.

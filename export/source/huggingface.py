@@ -19,7 +19,7 @@ from gear_trt.export.source.companions import (
     copy_tokenizer,
 )
 from gear_trt.export.source.facts import facts_of
-from gear_trt.export.source.source import Progress, Source
+from gear_trt.export.source.source import Dtype, Progress, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,13 +32,16 @@ OLD_FILES = ("spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 log = logging.getLogger(__name__)
 
 
-def open_checkpoint(folder: Path, gguf_file: str | None, progress: Progress) -> Source:
+def open_checkpoint(
+    folder: Path, gguf_file: str | None, progress: Progress, dtype: Dtype | None = None
+) -> Source:
     """Read a checkpoint and export it to ONNX.
 
     Args:
         folder: The folder that holds it.
         gguf_file: Name of the GGUF file in it; None for safetensors.
         progress: Told what is done.
+        dtype: Of weights and activations; None keeps float16 and makes all else float32.
 
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`.
@@ -50,7 +53,7 @@ def open_checkpoint(folder: Path, gguf_file: str | None, progress: Progress) -> 
     with _quiet(), _explained(folder / (gguf_file or "")):
         config = _load_config(folder, gguf_file)
         torch_export.check_config(config)
-        network = _load_model(folder, gguf_file, config)
+        network = _load_model(folder, gguf_file, config, dtype)
     progress(f"exporting {name} with torch.onnx")
     model = torch_export.to_onnx(network)
     generation = network.generation_config.to_dict() if network.generation_config else {}
@@ -83,13 +86,15 @@ def _load_config(folder: Path, gguf_file: str | None) -> PreTrainedConfig:
     return config
 
 
-def _load_model(folder: Path, gguf_file: str | None, config: PreTrainedConfig) -> PreTrainedModel:
+def _load_model(
+    folder: Path, gguf_file: str | None, config: PreTrainedConfig, dtype: Dtype | None
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
-        dtype=torch_export.export_dtype(config),
+        dtype=torch_export.export_dtype(config, dtype),
         attn_implementation=torch_export.register_attention(),
         local_files_only=True,
         output_loading_info=True,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import onnx_ir as ir
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.source.facts import SourceFacts
+
+Dtype = Literal["float32", "float16"]
+"""Type that the weights and activations of a checkpoint get."""
 
 
 class Progress(Protocol):
@@ -39,15 +42,18 @@ class Source:
     write_companions: Callable[[Path], None]
 
 
-def open_source(path: Path, progress: Progress) -> Source:
+def open_source(path: Path, progress: Progress, dtype: Dtype | None = None) -> Source:
     """Read a model of any kind.
 
     Args:
         path: An `.onnx` or `.gguf` file, a folder with one of them, or a Hugging Face folder.
         progress: Told what is done.
+        dtype: Of the weights and activations of a checkpoint; None keeps float16 and makes all
+            else float32. Types of ONNX files stay what they are.
 
     Raises:
-        GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`.
+        GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`;
+            `BAD_CONFIG` for a type and an ONNX file.
     """
     if not path.exists():
         raise GearError(
@@ -58,15 +64,21 @@ def open_source(path: Path, progress: Progress) -> Source:
         )
     file = _model_file(path) if path.is_dir() else path
     if file is not None and file.suffix == ".onnx":
+        if dtype is not None:
+            raise GearError(
+                ErrorCode.BAD_CONFIG,
+                f"{file} keeps the types of its tensors: they cannot be made {dtype}",
+                hint=f"write the ONNX file in {dtype}, or export the checkpoint it was made from",
+            )
         from gear_trt.export.source.onnx_file import open_onnx
 
         return open_onnx(file, progress)
     from gear_trt.export.source.huggingface import open_checkpoint
 
     if file is None:
-        return open_checkpoint(path, None, progress)
+        return open_checkpoint(path, None, progress, dtype)
     if file.suffix == ".gguf":
-        return open_checkpoint(file.parent, file.name, progress)
+        return open_checkpoint(file.parent, file.name, progress, dtype)
     raise GearError(
         ErrorCode.UNSUPPORTED_MODEL,
         f"{path} is no model file that gear-export knows",

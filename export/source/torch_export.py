@@ -13,6 +13,7 @@ import torch
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.passes.sites import SYMBOLIC_OP
 from gear_trt.export.quiet import quiet
+from gear_trt.export.source.source import Dtype
 from gear_trt.export.source.torch_cleanup import clean_up
 from gear_trt.spec import DOMAIN, graph
 from gear_trt.spec.ops import OPSET_VERSION
@@ -51,8 +52,10 @@ def _rope_types(parameters: dict[str, Any]) -> list[str]:
     return [str(item.get("rope_type", "default")) for item in nested or [parameters]]
 
 
-def export_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """Return float16 for float16 models and float32 for all others."""
+def export_dtype(config: PreTrainedConfig, wanted: Dtype | None) -> torch.dtype:
+    """Return the type that is wanted, else float16 for float16 models and float32 for others."""
+    if wanted is not None:
+        return torch.float16 if wanted == "float16" else torch.float32
     return torch.float16 if config.dtype == torch.float16 else torch.float32
 
 

@@ -81,12 +81,13 @@ TimingCache = Annotated[
 ]
 
 
-_UNSAID: tuple[object, ...] = (None, (), False)
+def _is_unsaid(value: object) -> bool:
+    return value is None or value is False or value == ()
 
 
 @dataclass(frozen=True)
 class TensorRTFlags:
-    """What the user said; one of `_UNSAID` where nothing was."""
+    """What the user said; None, False or () where nothing was."""
 
     max_batch: int | None
     max_new_tokens: int | None
@@ -108,7 +109,7 @@ class TensorRTFlags:
         from gear_trt.export import TensorRTOptions
         from gear_trt.tensorrt.library import Flavour
 
-        said = {name: value for name, value in asdict(self).items() if value not in _UNSAID}
+        said = {name: value for name, value in asdict(self).items() if not _is_unsaid(value)}
         if target is Target.NO and not print_trtexec:
             if said:
                 flag = next(iter(said)).replace("_", "-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -109,6 +109,15 @@ def export(
             show_default="beside the model",
         ),
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16"] | None,
+        typer.Option(
+            help="Type of a checkpoint's weights and activations; GPUs are at their best with "
+            "float16.",
+            rich_help_panel=_MODEL,
+            show_default="float16 stays, else float32",
+        ),
+    ] = None,
     max_context: Annotated[
         int | None,
         typer.Option(
@@ -197,6 +206,7 @@ def export(
                     config=chosen,
                     max_context=max_context,
                     tokenizer=tokenizer,
+                    dtype=dtype,
                     force=force,
                     tensorrt=None if print_trtexec else options,
                     progress=progress,

@@ -141,6 +141,33 @@ def test_a_bfloat16_checkpoint_computes_in_float32(tmp_path, short):
     np.testing.assert_allclose(actual, original_of(wide, short), atol=1e-4)
 
 
+def test_a_checkpoint_in_the_type_that_is_asked_for(checkpoint, network, tmp_path, short):
+    export_model(
+        checkpoint, tmp_path / "engine", config=EXACT, max_context=text.CONTEXT, dtype="float16"
+    )
+    assert HALF in types_of(tmp_path / "engine" / MODEL_FILE).values()
+    with gear_trt.load(tmp_path / "engine", batch=len(short), threads=1) as engine:
+        actual = engine.step(short, all_logits=True)
+    np.testing.assert_allclose(actual, original_of(network, short), atol=5e-2)
+
+
+def test_weights_that_float16_cannot_hold(tmp_path):
+    large = decoders.llama()
+    large.lm_head.weight.data[3, 5] = 1e6
+    folder = decoders.save_checkpoint(large, tmp_path / "large")
+    arguments = [str(folder), "-o", str(tmp_path / "engine"), "--dtype", "float16"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == ErrorCode.NON_FINITE_WEIGHTS.exit_status
+    assert "lm_head" in result.stderr
+
+
+def test_onnx_files_keep_their_type(tmp_path):
+    onnx.save(text.written_out(), tmp_path / "model.onnx")
+    with pytest.raises(GearError, match="keeps the types of its tensors") as caught:
+        export_model(tmp_path / "model.onnx", tmp_path / "out", config=EXACT, dtype="float16")
+    assert caught.value.code is ErrorCode.BAD_CONFIG
+
+
 def original_of(network, tokens):
     with torch.no_grad():
         return network(torch.from_numpy(tokens)).logits.numpy()

@@ -1,0 +1,226 @@
+"""Engines of a tiny model, built by the real TensorRT-RTX, which needs no GPU for that."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+
+import onnx
+import pytest
+from onnx import helper
+
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export import TensorRTOptions, add_tensorrt, export_model
+from gear_trt.export.build import tensorrt
+from gear_trt.export.build.tensorrt import LOG_FILE, build_engine
+from gear_trt.export.report import ExportReport
+from gear_trt.runtime.manifest import ENGINE_FILE, MODEL_FILE, EngineLimits, Manifest
+from gear_trt.spec import CompressionConfig
+from gear_trt.tensorrt.library import Flavour
+from gear_trt.tensorrt.plugin import LIBRARY_NAME, LIBRARY_VARIABLE
+from tests.export import text_graphs as text
+from tests.export.tensorrt import plugin_library
+
+PROFILES = 2
+
+
+def rtx(**changes):
+    return TensorRTOptions(flavour=Flavour.RTX, max_batch=3, max_new_tokens=16, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    path = plugin_library()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LIBRARY_VARIABLE, str(path))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An engine folder without a TensorRT engine."""
+    folder = tmp_path_factory.mktemp("exported")
+    onnx.save(text.written_out(), folder / "model.onnx")
+    config = CompressionConfig.preset("k4v2", rank=2, outliers=2)
+    export_model(folder / "model.onnx", folder / "out", config=config, max_context=256)
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "out")
+
+
+def failure(folder, options, code):
+    with pytest.raises(GearError) as caught:
+        build_engine(folder, options)
+    assert caught.value.code is code
+    return caught.value
+
+
+def test_an_engine_with_the_plugin_in_both_profiles(folder, library):
+    told = []
+    report = add_tensorrt(folder, rtx(), progress=lambda stage, done=None: told.append(done))
+    build, facts = report.tensorrt, Manifest.read(folder).tensorrt
+    assert build.facts == facts
+    assert build.plugin_layers == PROFILES
+    assert build.engine_bytes == (folder / ENGINE_FILE).stat().st_size
+    assert b"GearAttention.0" in (folder / ENGINE_FILE).read_bytes()
+    assert 50e6 < build.peak_memory_bytes < 2e9
+    assert facts.flavour == "tensorrt-rtx"
+    assert facts.version.startswith("1.")
+    assert facts.graph_sha256 == hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
+    assert {"8.0", "8.6", "12.0"} <= set(facts.compute_capabilities)
+    assert "7.5" not in facts.compute_capabilities
+    # sinks 4, chunks of 64: (256 - 4) // 64
+    assert facts.limits == EngineLimits(
+        max_batch=3, max_new_tokens=16, max_pages=3, num_pages=9, slots=3
+    )
+    assert (folder / facts.plugin).read_bytes() == library.read_bytes()
+    parts = [done for done in told if done is not None]
+    assert parts == sorted(parts)
+    assert parts[-1] > 0.7
+    assert ExportReport.read(folder) == report
+    assert report.seconds["tensorrt"] == build.seconds
+    assert "tensorrt-rtx" in (folder / "report.md").read_text()
+
+
+def test_state_is_updated_in_place(folder):
+    """TensorRT's list of the engine's layers shows the plugin at the engine's own state tensors."""
+    build_engine(folder, rtx())
+    lines = (folder / LOG_FILE).read_text().splitlines()
+    layers = [line for line in lines if "GearAttention.0" in line and "LayerType: " in line]
+    assert len(layers) == PROFILES
+    for line in layers:
+        inputs, outputs = line.split("Outputs: ")
+        for state in ("page_pool", "residual_buffer"):
+            assert re.search(rf"Name: {state}\.0( \[profile 1\])?,", inputs)
+            assert re.search(rf"Name: {state}_out\.0( \[profile 1\])?,", outputs)
+
+
+def test_the_plugin_inside_the_engine(folder, library):
+    build_engine(folder, rtx())
+    beside = (folder / ENGINE_FILE).stat().st_size
+    options = rtx(embed_plugin=True, weight_streaming=True, builder_level=0)
+    facts = build_engine(folder, options).facts
+    assert (facts.plugin, facts.streams_weights) == (None, True)
+    assert not (folder / LIBRARY_NAME).exists()
+    assert (folder / ENGINE_FILE).stat().st_size >= beside + library.stat().st_size
+
+
+def test_compute_capabilities(folder):
+    facts = build_engine(folder, rtx(compute_capabilities=("8.6", "12.0"))).facts
+    assert facts.compute_capabilities == ("8.6", "12.0")
+    for unknown in ("9.0", "7.5", "8,6"):
+        error = failure(folder, rtx(compute_capabilities=(unknown,)), ErrorCode.BAD_CONFIG)
+        assert error.message.endswith(f"builds for no compute capability {unknown}")
+        assert "it offers 8.0, 8.6" in error.hint
+
+
+@contextmanager
+def changed_graph(folder):
+    path = folder / MODEL_FILE
+    model = onnx.load(path, load_external_data=False)
+    yield model.graph
+    onnx.save(model, path)
+
+
+def test_a_node_that_tensorrt_does_not_know(folder):
+    with changed_graph(folder) as graph:
+        node = next(node for node in graph.node if node.op_type == "MatMul")
+        node.name, node.op_type, node.domain = "wrong", "Mystery", "custom"
+    error = failure(folder, rtx(), ErrorCode.BUILD_FAILED)
+    assert error.message.startswith("TensorRT cannot parse node wrong (Mystery): ")
+    assert str(folder / LOG_FILE) in error.hint
+    assert "Mystery" in (folder / LOG_FILE).read_text()
+    assert not (folder / ENGINE_FILE).exists()
+
+
+def test_a_layer_that_the_plugin_refuses(folder):
+    """A graph of another page layout whose manifest does not say so."""
+    with changed_graph(folder) as graph:
+        node = next(node for node in graph.node if node.op_type == "GearAttention")
+        for attribute in node.attribute:
+            if attribute.name == "layout_hash":
+                attribute.CopyFrom(helper.make_attribute("layout_hash", "0123"))
+    error = failure(folder, rtx(), ErrorCode.BUILD_FAILED)
+    assert "GearAttention.0 (GearAttention): GearAttention: made for layout_hash" in error.message
+
+
+def test_a_build_that_aborts_is_an_error(folder, monkeypatch):
+    """Without its link the parser does not find its own library, and ends the process."""
+
+    @contextmanager
+    def without_link(flavour):
+        yield dict(os.environ)
+
+    build_engine(folder, rtx())
+    before = (folder / ENGINE_FILE).read_bytes(), (folder / "gear.json").read_bytes()
+    monkeypatch.setattr(tensorrt, "loader_environment", without_link)
+    error = failure(folder, rtx(), ErrorCode.BUILD_FAILED)
+    assert error.message == "TensorRT ended the process that builds, with signal SIGABRT"
+    assert "terminate called" in error.detail
+    assert ((folder / ENGINE_FILE).read_bytes(), (folder / "gear.json").read_bytes()) == before
+    assert not list(folder.glob("*.partial"))
+
+
+def test_an_interrupted_build_leaves_nothing(folder):
+    def interrupt(stage, done=None):
+        if done is not None:
+            raise KeyboardInterrupt
+
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(folder, rtx(), progress=interrupt)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, LOG_FILE])
+
+
+def test_the_folder_is_complete_where_the_build_fails(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt, "_run", lambda request, progress: 1 / 0)
+    source = exported.parent / "model.onnx"
+    with pytest.raises(ZeroDivisionError):
+        export_model(
+            source, tmp_path / "out", config=CompressionConfig(), max_context=64, tensorrt=rtx()
+        )
+    assert Manifest.read(tmp_path / "out").tensorrt is None
+    assert ExportReport.read(tmp_path / "out").tensorrt is None
+
+
+@pytest.fixture
+def called_tensorrt(tmp_path, monkeypatch):
+    """TensorRT-RTX under the name and the version of TensorRT: nearly the same interface."""
+    code = "from tensorrt_rtx_bindings import *\n__version__ = '11.4.0.106'\n"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "tensorrt.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    real = tensorrt.loader_environment
+    monkeypatch.setattr(tensorrt, "loader_environment", lambda flavour: real(Flavour.RTX))
+
+
+@pytest.mark.usefixtures("called_tensorrt")
+def test_the_same_code_builds_with_tensorrt(folder, tmp_path):
+    cache = tmp_path / "timings"
+    options = TensorRTOptions(flavour=Flavour.TENSORRT, timing_cache=cache)
+    facts = build_engine(folder, options).facts
+    assert (facts.flavour, facts.version) == ("tensorrt", "11.4.0.106")
+    first = cache.read_bytes()
+    assert first
+    build_engine(folder, options)
+    assert cache.read_bytes() == first
+
+
+def test_a_library_that_is_not_there(folder, monkeypatch):
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(folder / "nowhere.so"))
+    error = failure(folder, rtx(), ErrorCode.MISSING_LIBRARY)
+    assert error.message == f"no TensorRT plugin library at {folder / 'nowhere.so'}"
+
+
+def test_folders_of_earlier_versions_load(folder):
+    path = folder / "gear.json"
+    fields = json.loads(path.read_text())
+    del fields["tensorrt"]
+    path.write_text(json.dumps(fields))
+    assert Manifest.read(folder).tensorrt is None
