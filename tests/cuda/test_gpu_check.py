@@ -20,7 +20,7 @@ from benchmarks.gpu_shapes import CONFIGS, SHAPES, TARGETS, Shape
 from benchmarks.gpu_timing import Machine, Timing, time_clock
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.spec import bits_per_element
-from tests.onnxruntime.test_cuda_backend import emulated_engine
+from tests.onnxruntime.emulated import emulated_engine
 from tests.runtime.folders import write_engine
 
 REPOSITORY = Path(__file__).parents[2]

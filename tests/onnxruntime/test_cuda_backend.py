@@ -5,19 +5,13 @@ import pytest
 import torch
 
 import gear_trt
-from gear_trt import cuda
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime.engine import Engine
-from gear_trt.runtime.manifest import Manifest
-from gear_trt.runtime.model import Model
 from gear_trt.runtime.onnxruntime import open_session, session_options
-from gear_trt.runtime.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from tests.cuda.build import CUDA_BUILD
 from tests.cuda.conftest import emulated  # noqa: F401 - a fixture
+from tests.onnxruntime.emulated import emulated_engine
 from tests.plugins.checks import nmse
-from tests.runtime.device import HostQueue
-from tests.runtime.folders import write_engine
-from tests.runtime.test_engine import with_infinite_keys
+from tests.runtime.folders import with_infinite_keys, write_engine
 
 TOLERANCE = 1e-4
 """CPU kernels round queries to bytes, those of GPUs to FP16."""
@@ -27,25 +21,6 @@ TEXT = np.random.default_rng(0).integers(0, 256, 150)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_engine(tmp_path_factory.mktemp("engine") / "k4v4")
-
-
-class EmulatedQueue(HostQueue):
-    """The emulated GPU has one stream."""
-
-    def __init__(self):
-        super().__init__()
-        self.handle = 0
-
-
-def emulated_backend(folder):
-    options = session_options(1, cuda.library_path())
-    path, session = open_session(folder, options, ["CPUExecutionProvider"])
-    vocab_size = Manifest.read(folder).model.vocab_size
-    return OnnxRuntimeCudaBackend(path, session, EmulatedQueue(), vocab_size=vocab_size)
-
-
-def emulated_engine(folder, **sizes):
-    return Engine(Model(folder, Manifest.read(folder), emulated_backend(folder)), **sizes)
 
 
 def compare(engine, reference):

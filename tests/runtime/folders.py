@@ -33,6 +33,18 @@ def write_engine(folder, toy=None, *, tokenizer=True):
     return folder
 
 
+def with_infinite_keys(folder):
+    """Write an engine folder whose layer 1 makes keys that are infinite."""
+    write_engine(folder)
+    model = onnx.load(folder / MODEL_FILE)
+    weight = next(item for item in model.graph.initializer if item.name == "key.1.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, 40] = np.inf
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, folder / MODEL_FILE)
+    return folder
+
+
 def manifest_of(toy):
     return Manifest(
         layout_hash=layout_hash(),

@@ -13,7 +13,7 @@ from gear_trt.runtime import engine as engine_module
 from gear_trt.runtime.manifest import MANIFEST_FILE, MODEL_FILE
 from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
-from tests.runtime.folders import MAX_CONTEXT, write_engine
+from tests.runtime.folders import MAX_CONTEXT, with_infinite_keys, write_engine
 
 TEXT = np.random.default_rng(0).integers(0, 256, 150)
 
@@ -125,18 +125,6 @@ def test_no_tokens(toy_folder):
 def test_bad_sizes(toy_folder, arguments):
     error = refusal(ErrorCode.BAD_REQUEST, gear_trt.load, toy_folder, **arguments)
     assert next(iter(arguments)) in error.message
-
-
-def with_infinite_keys(folder):
-    """Write an engine folder whose layer 1 makes keys that are infinite."""
-    write_engine(folder)
-    model = onnx.load(folder / MODEL_FILE)
-    weight = next(item for item in model.graph.initializer if item.name == "key.1.weight")
-    values = onnx.numpy_helper.to_array(weight).copy()
-    values[:, 40] = np.inf
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-    onnx.save(model, folder / MODEL_FILE)
-    return folder
 
 
 def test_non_finite_activation_empties_the_cache(tmp_path):
