@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@ class Decoder {
     choose_pages(max_tokens);
     for (int32_t i = 0; i < engine.getNbIOTensors(); ++i) allocate(engine.getIOTensorName(i));
     for (Phase& phase : phases_) bind(phase);
+    fill_page_table();
   }
 
   // Appends tokens to the sequence and returns the likeliest next one.
@@ -124,8 +126,12 @@ class Decoder {
       if (engine_.getTensorIOMode(name.c_str()) != nvinfer1::TensorIOMode::kINPUT) continue;
       set_shape(phase, name, 1);
     }
+  }
+
+  // Its only sequence owns all pages, in order.
+  void fill_page_table() {
     std::vector<int32_t> pages(pages_);
-    for (int64_t i = 0; i < pages_; ++i) pages[i] = static_cast<int32_t>(i);
+    std::iota(pages.begin(), pages.end(), 0);
     cuda_.upload(memory_.at("page_table"), pages.data(), pages.size() * sizeof(int32_t));
     cuda_.wait();
   }
