@@ -43,6 +43,7 @@ class Decoder {
  private:
   using Dims = nvinfer1::Dims;
   enum { kPrefill, kDecode };
+  static constexpr int64_t kChunkUnit = 64;  // a page holds 64 or 128 tokens
 
   struct Phase {
     int32_t profile = 0;
@@ -67,8 +68,9 @@ class Decoder {
   }
 
   void choose_pages(int max_tokens) {
-    constexpr int64_t kLeastChunk = 64;  // tokens of a page; engines with 128 need half as many
-    pages_ = std::max<int64_t>(1, (max_tokens + kLeastChunk - 1) / kLeastChunk);
+    const int64_t rows = engine_.getTensorShape("residual_buffer.0").d[3];
+    const int64_t chunk = rows / kChunkUnit * kChunkUnit;  // without the sinks, less than 64
+    pages_ = std::max<int64_t>(1, max_tokens / chunk);     // newer tokens wait in the buffer
     for (const Phase& phase : phases_) {
       if (pages_ <= largest("page_table", phase.profile, 1)) continue;
       throw std::runtime_error(std::to_string(max_tokens) +
