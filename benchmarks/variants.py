@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from gear_trt.runtime.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
+from gear_trt.runtime.manifest import ENGINE_FILE, MANIFEST_FILE, MODEL_FILE, Manifest
 from gear_trt.spec import GEAR_ATTENTION, CompressionConfig, page_layout
 
 _ELEMENT_TYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}
@@ -18,7 +18,8 @@ def write_variant(engine: Path, folder: Path, config: CompressionConfig) -> None
     """Write an engine folder like `engine` whose layers all use `config`; weights are linked."""
     folder.mkdir()
     for file in engine.iterdir():
-        os.link(file, folder / file.name)
+        if not file.name.startswith(ENGINE_FILE):  # a TensorRT engine has the config inside
+            os.link(file, folder / file.name)
     manifest = Manifest.read(engine)
     model = onnx.load(engine / MODEL_FILE, load_external_data=False)
     for node in model.graph.node:
@@ -36,7 +37,7 @@ def write_variant(engine: Path, folder: Path, config: CompressionConfig) -> None
         (folder / name).unlink()  # a link: writing through it would change the original
     onnx.save(model, folder / MODEL_FILE)
     layers = tuple(layer.model_copy(update={"config": config}) for layer in manifest.layers)
-    manifest.model_copy(update={"layers": layers}).write(folder)
+    manifest.model_copy(update={"layers": layers, "tensorrt": None}).write(folder)
 
 
 def _set_attributes(node: onnx.NodeProto, config: CompressionConfig) -> None:

@@ -15,7 +15,14 @@ from pydantic import BaseModel, ConfigDict
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build import tensorrt_child
-from gear_trt.export.build.tensorrt_messages import EVENT, BuildRequest, Built, Failed
+from gear_trt.export.build.tensorrt_messages import (
+    EVENT,
+    Blocked,
+    BuildRequest,
+    Built,
+    Failed,
+    Step,
+)
 from gear_trt.export.build.tensorrt_plan import (
     TensorRTOptions,
     check_options,
@@ -42,10 +49,11 @@ class BuildReport(BaseModel):
     Attributes:
         facts: What the manifest says of the engine.
         plugin_layers: Plugin layers of both profiles, by TensorRT's list of the engine's layers;
-            None where it gives none.
+            None where it names none.
         engine_bytes: Size of the engine.
-        seconds: Time of parsing and building.
-        peak_memory_bytes: Largest resident size of the process that built it.
+        seconds: Wall time of parsing and building.
+        cpu_seconds: CPU time of all threads of the process that built it.
+        peak_memory_bytes: Largest resident size of that process.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +62,7 @@ class BuildReport(BaseModel):
     plugin_layers: int | None
     engine_bytes: int
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int
 
 
@@ -91,6 +100,7 @@ def build_engine(
         GearError: As `check_tensorrt`; `MISSING_FILE`, `DAMAGED_ENGINE` or `LAYOUT_MISMATCH` for
             the folder, `BUILD_FAILED` with TensorRT's words, `VERIFICATION_FAILED` where a layer
             of the engine is not the plugin's.
+        OSError: The disk is full, or the folder or the timing cache cannot be written.
 
     Example:
         >>> build_engine("out", TensorRTOptions(flavour=Flavour.RTX))  # doctest: +SKIP
@@ -134,7 +144,8 @@ def build_engine(
         facts=facts,
         plugin_layers=built.plugin_layers,
         engine_bytes=engine.stat().st_size,
-        seconds=round(built.seconds, 3),
+        seconds=built.seconds,
+        cpu_seconds=built.cpu_seconds,
         peak_memory_bytes=built.peak_memory_bytes,
     )
 
@@ -144,6 +155,7 @@ def _run(request: BuildRequest, progress: Progress) -> Built:
 
     Raises:
         GearError: What the child reports, or `BUILD_FAILED` where it ends without a word.
+        OSError: What the child reports.
     """
     command = [sys.executable, "-m", tensorrt_child.__name__]
     with (
@@ -169,16 +181,18 @@ def _run(request: BuildRequest, progress: Progress) -> Built:
                 raise
         if outcome is None:
             raise _died(child.returncode, words, request.log)
-    if isinstance(outcome, Failed):
+    if not isinstance(outcome, Built):
         raise outcome.error()
     return outcome
 
 
-def _listen(child: subprocess.Popen[str], stage: str, progress: Progress) -> Built | Failed | None:
+def _listen(
+    child: subprocess.Popen[str], stage: str, progress: Progress
+) -> Built | Failed | Blocked | None:
     """Pass progress on, and return the last event; None where there is none."""
     for line in child.stdout or ():
         event = EVENT.validate_json(line)
-        if isinstance(event, Built | Failed):
+        if not isinstance(event, Step):
             return event
         progress(stage, event.done)
     return None
@@ -207,9 +221,11 @@ def _check_layers(built: Built, expected: int, log: Path) -> None:
 
 def _place_plugin(folder: Path, options: TensorRTOptions) -> str | None:
     """Copy the plugin library into the folder, unless the engine carries it; return its name."""
-    beside = folder / plugin.LIBRARY_NAME
+    beside, library = folder / plugin.LIBRARY_NAME, plugin.library_path()
+    if library.resolve() == beside.resolve():
+        return None if options.embed_plugin else beside.name
     if options.embed_plugin:
         beside.unlink(missing_ok=True)
         return None
-    shutil.copyfile(plugin.library_path(), beside)
+    shutil.copyfile(library, beside)
     return beside.name

@@ -17,7 +17,14 @@ from gear_trt.bench.machine import peak_memory_bytes
 from gear_trt.driver import compute_capabilities, count_gpus
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build.tensorrt_hooks import make_log, make_monitor
-from gear_trt.export.build.tensorrt_messages import BuildRequest, Built, Failed, Step
+from gear_trt.export.build.tensorrt_messages import (
+    Blocked,
+    BuildRequest,
+    Built,
+    Event,
+    Failed,
+    Step,
+)
 from gear_trt.export.build.tensorrt_plan import CURRENT_GPU, Profile, TensorRTOptions, rtx_targets
 from gear_trt.tensorrt import plugin
 from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
@@ -35,7 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would wait for TensorRT to return
     events = _take_standard_output()
 
-    def tell(event: Step | Built | Failed) -> None:
+    def tell(event: Event) -> None:
         events.write(event.model_dump_json() + "\n")
         events.flush()
 
@@ -46,6 +53,8 @@ def main() -> None:
             tell(_Build(tensorrt, request, log, tell).run())
     except GearError as error:
         tell(Failed.of(error))
+    except OSError as error:
+        tell(Blocked.of(error))
 
 
 def _take_standard_output() -> TextIO:
@@ -90,8 +99,9 @@ class _Build:
         return Built(
             version=self._tensorrt.version,
             compute_capabilities=targets,
-            plugin_layers=self._log.plugin_layers,
-            seconds=time.perf_counter() - started,
+            plugin_layers=len(self._log.plugin_layers) or None,
+            seconds=round(time.perf_counter() - started, 3),
+            cpu_seconds=round(time.process_time(), 3),
             peak_memory_bytes=peak_memory_bytes(),
         )
 
@@ -113,7 +123,8 @@ class _Build:
             return
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
         own = [line for line in self._log.errors if not line.startswith(_PARSER_SOURCE)]
-        where = next((f"node {f.node_name()} ({f.node_operator()})" for f in faults), "the model")
+        nodes = (f"node {fault.node_name()} ({fault.node_operator()})" for fault in faults)
+        where = next(nodes, "the model")
         reasons = [*own, *(fault.desc() for fault in faults), *self._log.errors]
         raise self._failed(f"TensorRT cannot parse {where}", reasons)
 
@@ -136,7 +147,9 @@ class _Build:
         if options.timing_cache is not None:
             cache = options.timing_cache
             known = cache.read_bytes() if cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+            timings = config.create_timing_cache(known)
+            if not config.set_timing_cache(timings, ignore_mismatch=False):
+                raise self._failed(f"TensorRT refuses the timing cache {cache}", self._log.errors)
         for shapes in self._request.profiles:
             self._add_profile(builder, config, shapes)
         return self._target(config)
@@ -168,7 +181,10 @@ class _Build:
         if not count_gpus():
             return
         runtime = self._made("runtime", lambda: self._trt.Runtime(self._log))
-        runtime.engine_host_code_allowed = self._options.embed_plugin
+        if self._options.embed_plugin:
+            runtime.engine_host_code_allowed = True
+        else:
+            plugin.load(runtime.get_plugin_registry())
         loaded = runtime.deserialize_cuda_engine(engine)
         if loaded is None:  # it is for other GPUs
             return

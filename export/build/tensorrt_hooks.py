@@ -5,6 +5,7 @@ Their base classes are TensorRT's, so the classes are made once it is known whic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -12,6 +13,9 @@ from gear_trt.export.build.tensorrt_messages import Step
 from gear_trt.spec import GEAR_ATTENTION
 
 _LAYER_MARK = "LayerType: "
+_PLUGIN_LAYER = re.compile(
+    rf"^\[?Name: ({re.escape(GEAR_ATTENTION.name)}\.\d+(?: \[profile \d+\])?)", re.MULTILINE
+)
 _LEAST_STEP = 0.005
 """Part of the build that is worth a word."""
 
@@ -19,8 +23,8 @@ _LEAST_STEP = 0.005
 def make_log(trt: Any, file: TextIO) -> Any:  # noqa: ANN401 - an untyped module
     """Return an `ILogger` that writes to a file.
 
-    It has `errors`, the messages of errors, and `plugin_layers`, the number of plugin layers in
-    TensorRT's list of the engine's layers (None until there is one).
+    It has `errors`, the messages of errors, and `plugin_layers`, names of the plugin layers in
+    TensorRT's list of the engine's layers.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]
@@ -29,13 +33,11 @@ def make_log(trt: Any, file: TextIO) -> Any:  # noqa: ANN401 - an untyped module
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
-            self.plugin_layers: int | None = None
+            self.plugin_layers: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
             if _LAYER_MARK in message:
-                lines = message.splitlines()
-                starts = (f"Name: {GEAR_ATTENTION.name}.", f"[Name: {GEAR_ATTENTION.name}.")
-                self.plugin_layers = sum(line.startswith(starts) for line in lines)
+                self.plugin_layers.update(_PLUGIN_LAYER.findall(message))
             elif severity == trt.ILogger.VERBOSE:
                 return
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):

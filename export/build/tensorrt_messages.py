@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -53,8 +53,9 @@ class Built(BaseModel):
         version: Of the TensorRT that built it.
         compute_capabilities: GPUs that it was built for.
         plugin_layers: Plugin layers of all profiles, by TensorRT's list of the engine's layers;
-            None where it gives none.
-        seconds: Time of parsing and building.
+            None where it names none.
+        seconds: Wall time of parsing and building.
+        cpu_seconds: CPU time of all threads of the process.
         peak_memory_bytes: Largest resident size of the process.
     """
 
@@ -63,6 +64,7 @@ class Built(BaseModel):
     compute_capabilities: tuple[str, ...]
     plugin_layers: int | None
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int
 
 
@@ -76,7 +78,7 @@ class Failed(BaseModel):
     detail: str | None
 
     @classmethod
-    def of(cls, error: GearError) -> Failed:
+    def of(cls, error: GearError) -> Self:
         """Describe an error."""
         fields = {"message": error.message, "hint": error.hint, "detail": error.detail}
         return cls(code=error.code.name, **fields)
@@ -86,5 +88,23 @@ class Failed(BaseModel):
         return GearError(ErrorCode[self.code], self.message, hint=self.hint, detail=self.detail)
 
 
-Event = Annotated[Step | Built | Failed, Field(discriminator="kind")]
-EVENT: TypeAdapter[Step | Built | Failed] = TypeAdapter(Event)
+class Blocked(BaseModel):
+    """The build ended with an error of the operating system: the fields of an `OSError`."""
+
+    kind: Literal["blocked"] = "blocked"
+    errno: int | None
+    reason: str | None
+    path: str | None
+
+    @classmethod
+    def of(cls, error: OSError) -> Self:
+        """Describe an error."""
+        return cls(errno=error.errno, reason=error.strerror, path=error.filename)
+
+    def error(self) -> OSError:
+        """Return the error that was described."""
+        return OSError(self.errno, self.reason, self.path)
+
+
+Event = Step | Built | Failed | Blocked
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])

@@ -7,7 +7,9 @@ import pytest
 
 from benchmarks.variants import write_variant
 from gear_trt.spec import CompressionConfig
+from gear_trt.tensorrt.plugin import LIBRARY_VARIABLE
 from tests.e2e.readme import commands, run
+from tests.export.tensorrt import plugin_library
 
 
 @pytest.fixture(scope="session")
@@ -25,22 +27,42 @@ def real_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gguf_command(gguf, real_folder):
-    """Run the README's export of a GGUF file on the real model; return the command."""
+def tensorrt_library():
+    """Path of the plugin library that the real model's TensorRT-RTX engine is built with."""
+    return plugin_library()
+
+
+@pytest.fixture(scope="session")
+def gguf_command(request, gguf, real_folder):
+    """Run the README's export of a GGUF file on the real model; return the command.
+
+    Where TensorRT-RTX or the plugins are missing, it is run without its TensorRT flag.
+    """
     words = next(words for words in commands("README.md") if "model.gguf" in words)
     (real_folder / "model.gguf").symlink_to(gguf)
-    run(words, real_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            patch.setenv(LIBRARY_VARIABLE, str(request.getfixturevalue("tensorrt_library")))
+            run(words, real_folder)
+        except pytest.skip.Exception:
+            flag = words.index("--tensorrt")
+            run([*words[:flag], *words[flag + 2 :]], real_folder)
     return words
 
 
 @pytest.fixture(scope="session")
-def export(real_folder, gguf_command):
+def real_engine(real_folder, gguf_command):
+    """The engine folder that the README's command wrote."""
+    return real_folder / gguf_command[gguf_command.index("-o") + 1]
+
+
+@pytest.fixture(scope="session")
+def export(real_folder, real_engine):
     """Return the real model's engine folder for a preset: exported once, then varied."""
-    exported = real_folder / gguf_command[gguf_command.index("-o") + 1]
 
     def engine(preset):
         if not (real_folder / preset).exists():
-            write_variant(exported, real_folder / preset, CompressionConfig.preset(preset))
+            write_variant(real_engine, real_folder / preset, CompressionConfig.preset(preset))
         return real_folder / preset
 
     return engine

@@ -212,6 +212,21 @@ def test_the_same_code_builds_with_tensorrt(folder, tmp_path):
     assert cache.read_bytes() == first
 
 
+@pytest.mark.usefixtures("called_tensorrt")
+def test_a_timing_cache_that_cannot_be_written(folder, tmp_path):
+    options = TensorRTOptions(flavour=Flavour.TENSORRT, timing_cache=tmp_path / "no" / "timings")
+    with pytest.raises(FileNotFoundError) as caught:
+        build_engine(folder, options)
+    assert caught.value.filename == str(tmp_path / "no" / "timings")
+
+
+def test_the_library_of_the_folder_itself(folder, monkeypatch):
+    build_engine(folder, rtx())
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(folder / LIBRARY_NAME))
+    assert build_engine(folder, rtx()).facts.plugin == LIBRARY_NAME
+    assert (folder / LIBRARY_NAME).is_file()
+
+
 def test_a_library_that_is_not_there(folder, monkeypatch):
     monkeypatch.setenv(LIBRARY_VARIABLE, str(folder / "nowhere.so"))
     error = failure(folder, rtx(), ErrorCode.MISSING_LIBRARY)
