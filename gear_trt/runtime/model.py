@@ -33,7 +33,9 @@ class Model:
         self._folder = folder
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int, backend: BackendName = BackendName.AUTO) -> Self:
+    def open(
+        cls, folder: Path, *, threads: int, backend: BackendName = BackendName.ONNXRUNTIME
+    ) -> Self:
         """Read the manifest and load the graph.
 
         Args:
