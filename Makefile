@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE_SOURCES := $(shell find plugins -type f)
-FORMATTED := find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | grep -v generated
+FORMATTED := find plugins samples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | grep -v generated
 NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl
 
 .PHONY: demo test lint cuda format codegen gpu-check clean

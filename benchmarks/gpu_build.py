@@ -1,4 +1,4 @@
-"""Build the CUDA libraries from the source tree, for the GPU of this machine alone."""
+"""Build the libraries from the source tree, for the GPU of this machine alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ BUILD_FOLDER = REPOSITORY / "build" / "gpu-check"
 
 
 class Built(NamedTuple):
-    """Paths of `libgear_cuda.so` and `libgear_trt_plugins.so`."""
+    """Paths of `libgear_cuda.so`, `libgear_trt_plugins.so` and `libgear.so`."""
 
     kernels: Path
     plugins: Path
+    cpu: Path
 
 
 def build(architecture: str) -> Built:
@@ -33,10 +34,12 @@ def build(architecture: str) -> Built:
         f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
     )  # fmt: skip
     jobs = str(os.cpu_count() or 1)
-    targets = ("--target", "gear_cuda", "gear_trt_plugins")
+    targets = ("--target", "gear_cuda", "gear_trt_plugins", "gear")
     _run("cmake", "--build", str(BUILD_FOLDER), *targets, "--parallel", jobs)
     folder = BUILD_FOLDER / "cuda"
-    return Built(folder / "libgear_cuda.so", folder / "libgear_trt_plugins.so")
+    return Built(
+        folder / "libgear_cuda.so", folder / "libgear_trt_plugins.so", BUILD_FOLDER / "libgear.so"
+    )
 
 
 def _run(*words: str) -> None:

@@ -1,7 +1,8 @@
 """`make gpu-check`: build, test and measure the CUDA kernels on this machine's GPU, in one call.
 
 Needs nvcc, CMake, and Python with PyTorch for CUDA, Triton, numpy and pydantic; gear_trt itself is
-taken from the source tree. Without a GPU it says so and does nothing.
+taken from the source tree. Where onnx, onnxruntime-gpu, TensorRT or TensorRT-RTX are installed as
+well, whole engines are decoded with them. Without a GPU it says so and does nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gear_trt.driver import count_gpus
 from gear_trt.errors import ExitStatus
 
 _PACKAGES = ("numpy", "pydantic", "torch", "triton")
+_ENGINE_PACKAGES = ("onnx", "onnxruntime", "safetensors", "tokenizers", "transformers")
 
 
 def main() -> int:
@@ -39,7 +41,8 @@ def check() -> int:
     from benchmarks.gpu_build import build
     from benchmarks.gpu_cases import run_table
     from benchmarks.gpu_sanitizer import inspect
-    from gear_trt import cuda
+    from gear_trt import cuda, native
+    from gear_trt.tensorrt import plugin
 
     major, minor = torch.cuda.get_device_capability()
     _say(f"building for {torch.cuda.get_device_name()} (sm_{major}{minor})")
@@ -49,6 +52,8 @@ def check() -> int:
         print(error)
         return ExitStatus.FAILED
     os.environ[cuda.LIBRARY_VARIABLE] = str(built.kernels)
+    os.environ[native.LIBRARY_VARIABLE] = str(built.cpu)
+    os.environ[plugin.LIBRARY_VARIABLE] = str(built.plugins)
 
     _say("the case table")
     device = torch.device("cuda", torch.cuda.current_device())
@@ -57,15 +62,33 @@ def check() -> int:
     failures += gpu_plugin.run_table(built.plugins, device)
     for failure in failures:
         print(f"FAILED {failure.row}: {failure.text}")
+    _say("engines")
+    engines = run_engines()
+    is_clean = all(row["verdict"] != "failed" for row in engines)
     _say("compute-sanitizer")
     inspections = inspect(dict(os.environ))
     for inspection in inspections:
         print(f"{inspection.tool}: {inspection.verdict} {inspection.text}")
+    is_clean &= all(inspection.verdict != "faults" for inspection in inspections)
     rows = measure() if not failures else []
     if rows:
-        print(f"{len(rows)} rows in {record(rows)}")
-    is_clean = all(inspection.verdict != "faults" for inspection in inspections)
+        print(f"{len(rows)} rows in {record([*rows, *engines])}")
     return ExitStatus.OK if is_clean and not failures else ExitStatus.FAILED
+
+
+def run_engines() -> list[dict[str, Any]]:
+    """Decode with every backend that this machine has, print what came of each, return rows."""
+    missing = [name for name in _ENGINE_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"not run: this Python lacks {', '.join(missing)}")
+        return []
+    from benchmarks import gpu_engines
+
+    with gpu_engines.random_decoder() as folder:
+        outcomes = gpu_engines.run_backends(folder, gpu_engines.gpu_backends())
+    for outcome in outcomes:
+        print(outcome)
+    return [outcome.row() for outcome in outcomes]
 
 
 def measure() -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ _REBUILD = "build it with nvcc: `CMAKE_ARGS=-DGEAR_CUDA=ON pip install -e .`"
 
 
 def library_path() -> Path:
-    """Return the path of the kernel library.
+    """Return the path of the kernel library; ONNX Runtime's CUDA provider loads its op from it.
 
     Raises:
         GearError: `MISSING_LIBRARY`.
@@ -60,6 +60,7 @@ def _library() -> ctypes.CDLL:
         *c_api.ERROR_TEXT,
     )  # fmt: skip
     library.gear_cuda_status.argtypes = (c_void_p, c_void_p, *c_api.ERROR_TEXT)
+    library.gear_cuda_onnxruntime_status.argtypes = (c_void_p, *c_api.ERROR_TEXT)
     return library
 
 
@@ -162,3 +163,12 @@ def raise_errors(workspace: int, stream: int) -> None:
         ValueError: The first thing that a kernel met and skipped.
     """
     c_api.checked(_library(), "gear_cuda_status", workspace, stream)
+
+
+def raise_onnxruntime_errors(stream: int) -> None:
+    """Likewise for the calls that ONNX Runtime has made on a stream, with its own workspaces.
+
+    Raises:
+        ValueError: As `raise_errors`.
+    """
+    c_api.checked(_library(), "gear_cuda_onnxruntime_status", stream)

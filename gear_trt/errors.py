@@ -35,6 +35,7 @@ class ErrorCode(Enum):
     DAMAGED_ENGINE = ("E401", ExitStatus.FAILED)
     LAYOUT_MISMATCH = ("E402", ExitStatus.FAILED)
     BAD_CACHE_FILE = ("E403", ExitStatus.FAILED)
+    STALE_ENGINE = ("E404", ExitStatus.FAILED)
     EMPTY_PROMPT = ("E501", ExitStatus.FAILED)
     CONTEXT_EXCEEDED = ("E502", ExitStatus.FAILED)
     BAD_REQUEST = ("E503", ExitStatus.FAILED)
@@ -44,7 +45,10 @@ class ErrorCode(Enum):
     MISSING_DEPENDENCY = ("E601", ExitStatus.ENVIRONMENT)
     MISSING_LIBRARY = ("E602", ExitStatus.ENVIRONMENT)
     DISK_FULL = ("E603", ExitStatus.ENVIRONMENT)
-    OUT_OF_MEMORY = ("E604", ExitStatus.ENVIRONMENT)
+    NO_GPU = ("E604", ExitStatus.ENVIRONMENT)
+    UNSUPPORTED_VERSION = ("E605", ExitStatus.ENVIRONMENT)
+    WRONG_GPU = ("E606", ExitStatus.ENVIRONMENT)
+    OUT_OF_MEMORY = ("E607", ExitStatus.ENVIRONMENT)
 
     @property
     def code(self) -> str:

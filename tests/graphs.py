@@ -30,11 +30,19 @@ class ToyModel:
     layer_configs: tuple[CompressionConfig, ...] = ()
     num_layers: int = 2
     width: int = 48
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
     seed: int = 0
 
     @property
     def facts(self) -> LayerFacts:
-        return LayerFacts(num_heads=4, num_kv_heads=2, head_dim=32, config=self.config)
+        return LayerFacts(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            config=self.config,
+        )
 
     def facts_of(self, index):
         config = self.layer_configs[index] if self.layer_configs else self.config

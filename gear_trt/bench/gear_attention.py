@@ -258,7 +258,7 @@ def _attend(
     native.attention(
         *tokens,
         page_pool=cache.page_pools[0],
-        residual_buffer=cache.residual_buffers[0],  # type: ignore[arg-type]
+        residual_buffer=cache.residual_buffers[0],
         page_table=cache.page_table,
         slots=cache.slots,
         config=config,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gear_trt.cli import _ui
+from gear_trt.runtime.choice import BackendName
 
 if TYPE_CHECKING:
     from gear_trt.runtime.cache import GearCache
@@ -40,6 +41,10 @@ def generate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.", show_default="all")
     ] = None,
+    backend: Annotated[
+        BackendName,
+        typer.Option(help="What runs the graph; `auto` takes the fastest that there is."),
+    ] = BackendName.AUTO,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object when all is done.")
     ] = False,
@@ -51,7 +56,7 @@ def generate(
         from gear_trt.runtime.engine import load
         from gear_trt.runtime.generation import GenerationResult
 
-        with load(engine, threads=threads) as llm:
+        with load(engine, threads=threads, backend=backend) as llm:
             chunks = llm.stream(
                 _text(prompt),
                 chat=not raw,

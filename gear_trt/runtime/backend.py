@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gear_trt.runtime.memory import Memory, StateArray
 
 PREFILL_SLICE = 512
 """Tokens per run of a graph, all sequences together: bounds the memory that a long prompt takes."""
@@ -18,19 +21,42 @@ class CacheMemory(Protocol):
     with a row per sequence of the next run, may be other arrays for every run.
     """
 
-    page_pools: list[NDArray[np.int32]]
-    residual_buffers: list[NDArray[np.generic]]
     page_table: NDArray[np.int32]
     slots: NDArray[np.int32]
     lengths: NDArray[np.int32]
+
+    @property
+    def page_pools(self) -> Sequence[StateArray]:
+        """Per layer [num_pages, H, page_words] int32."""
+        ...
+
+    @property
+    def residual_buffers(self) -> Sequence[StateArray]:
+        """Per layer [slots, H, 2, sinks + C, D]."""
+        ...
+
+
+class Logits(Protocol):
+    """Logits of a step, on the host or on a device until they are looked at; numpy arrays are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, S, vocab_size)."""
+        ...
+
+    def __getitem__(self, where: Any, /) -> NDArray[Any]:  # noqa: ANN401 - as numpy's
+        """Return [tokens, vocab_size], given an array of rows and one of columns."""
+        ...
+
+    def __array__(self) -> NDArray[Any]:
+        """Return all of them on the host."""
+        ...
 
 
 class BoundGraph(Protocol):
     """A graph whose state inputs and outputs are the memory of one cache."""
 
-    def run(
-        self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
-    ) -> NDArray[np.floating]:
+    def run(self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]) -> Logits:
         """Run the graph over the new tokens; it appends them to the cache's memory.
 
         Args:
@@ -48,6 +74,11 @@ class BoundGraph(Protocol):
 
 class Backend(Protocol):
     """A loaded engine: weights and graph, without any cache."""
+
+    @property
+    def memory(self) -> Memory:
+        """Where the state of its caches must lie."""
+        ...
 
     def bind(self, cache: CacheMemory) -> BoundGraph:
         """Give the graph a cache to work on; several caches may share one backend."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from gear_trt.runtime.footprint import (
     buffer_shape,
     fp16_bytes_per_token,
     page_bytes,
+    page_shape,
 )
 from gear_trt.runtime.manifest import LayerFacts
-from gear_trt.spec import page_layout
+from gear_trt.runtime.memory import HostMemory, Memory, StateArray
 
 IntArray = NDArray[np.int32]
 
@@ -27,8 +27,8 @@ IntArray = NDArray[np.int32]
 class GearCache:
     """Page pools, residual buffers and page table of all layers.
 
-    Every sequence owns a fixed run of pages, enough for `max_tokens`. Pages that no token has
-    reached cost no memory: the operating system gives it at the first write.
+    Every sequence owns a fixed run of pages, enough for `max_tokens`. In the host's memory pages
+    that no token has reached cost nothing: the operating system gives it at the first write.
 
     Attributes:
         layers: Facts of every layer.
@@ -44,18 +44,34 @@ class GearCache:
         layers: Facts of every layer, in order.
         batch: B, sequences.
         max_tokens: Tokens that each sequence can hold.
+        memory: Where pools and buffers lie; None means the host's memory. What the host decides
+            (page table, slots, lengths, tokens) is always numpy's.
 
     Raises:
         GearError: `OUT_OF_MEMORY`.
     """
 
-    def __init__(self, layers: Sequence[LayerFacts], *, batch: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerFacts],
+        *,
+        batch: int,
+        max_tokens: int,
+        memory: Memory | None = None,
+    ) -> None:
         self.layers = tuple(layers)
         self.max_tokens = max_tokens
+        self._memory = memory or HostMemory()
         # ONNX Runtime has no use for a pool without memory, hence at least one page.
         max_pages = max(1, *(num_pages(max_tokens, layer.config) for layer in self.layers))
-        self.page_pools = [empty_pool(layer, batch * max_pages) for layer in self.layers]
-        self.residual_buffers = [empty_buffer(layer, batch) for layer in self.layers]
+        self.page_pools: list[StateArray] = [
+            self._memory.zeros((batch * max_pages, *page_shape(layer)), "int32")
+            for layer in self.layers
+        ]
+        self.residual_buffers: list[StateArray] = [
+            self._memory.zeros((batch, *buffer_shape(layer)), layer.config.buffer_dtype)
+            for layer in self.layers
+        ]
         self.page_table = np.arange(batch * max_pages, dtype=np.int32).reshape(batch, max_pages)
         self.slots = np.arange(batch, dtype=np.int32)
         self.lengths = np.zeros(batch, np.int32)
@@ -129,10 +145,10 @@ class GearCache:
             lengths=self.lengths,
             token_ids=self.token_ids[:, : self.lengths.max()],
             pages=[
-                pool[self._used_page_ids(layer)]
+                self._memory.read(pool, self._used_page_ids(layer))
                 for pool, layer in zip(self.page_pools, self.layers, strict=True)
             ],
-            residual_buffers=self.residual_buffers,
+            residual_buffers=[self._memory.read(rows) for rows in self.residual_buffers],
         )
         cache_file.write(Path(path), content, self.layers)
 
@@ -149,8 +165,9 @@ class GearCache:
         self.lengths[:] = content.lengths
         self.token_ids[:, : content.token_ids.shape[1]] = content.token_ids
         for index, layer in enumerate(self.layers):
-            self.page_pools[index][self._used_page_ids(layer)] = content.pages[index]
-            self.residual_buffers[index][:] = content.residual_buffers[index]
+            pages = self._used_page_ids(layer)
+            self._memory.write(self.page_pools[index], content.pages[index], pages)
+            self._memory.write(self.residual_buffers[index], content.residual_buffers[index])
         self.check_integrity()
 
     def check_integrity(self) -> None:
@@ -189,7 +206,9 @@ class GearCache:
             )
 
     def _is_finite(self) -> bool:
-        return all(bool(np.isfinite(rows).all()) for rows in self.residual_buffers)
+        return all(
+            bool(np.isfinite(self._memory.read(rows)).all()) for rows in self.residual_buffers
+        )
 
     def _used_pages(self, layer: LayerFacts, sequence: int) -> int:
         return num_pages(int(self.lengths[sequence]), layer.config)
@@ -201,27 +220,3 @@ class GearCache:
                 for sequence in range(self.batch)
             ]
         )
-
-
-def empty_pool(layer: LayerFacts, pages: int) -> IntArray:
-    """Return a pool of pages, [pages, H, page_words]; untouched ones cost no memory."""
-    words = page_layout(layer.config, layer.head_dim).page_words
-    return _zeros((pages, layer.num_kv_heads, words), "int32").astype(np.int32, copy=False)
-
-
-def empty_buffer(layer: LayerFacts, rows: int) -> NDArray[np.generic]:
-    """Return residual buffers, [rows, H, 2, sinks + C, D]."""
-    return _zeros((rows, *buffer_shape(layer)), layer.config.buffer_dtype)
-
-
-def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
-    """Return an array whose memory is taken at the first write."""
-    try:
-        return np.zeros(shape, dtype)
-    except (MemoryError, ValueError):  # ValueError: beyond the address space
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        raise GearError(
-            ErrorCode.OUT_OF_MEMORY,
-            f"the machine has no {size:,} bytes for a layer's cache",
-            hint="load the engine with a smaller batch or max_tokens",
-        ) from None

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime.backend import PREFILL_SLICE
+from gear_trt.runtime.backend import PREFILL_SLICE, Logits
 from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.checks import in_range
+from gear_trt.runtime.choice import backend_name
 from gear_trt.runtime.generation import Generation, GenerationChunk, GenerationResult
 from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.model import Model
@@ -34,6 +35,7 @@ def load(
     batch: int = 1,
     max_tokens: int | None = None,
     threads: int | None = None,
+    backend: str = "auto",
 ) -> Engine:
     """Load an engine folder that `gear-export` wrote.
 
@@ -42,17 +44,22 @@ def load(
         batch: B, sequences that one step advances.
         max_tokens: Tokens that each sequence can hold; None means the model's longest context.
         threads: CPU threads of one step; None means all that this process may use.
+        backend: A name of `BackendName`: what runs the graph, and where. `auto` takes the fastest
+            that folder and machine allow.
 
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, `MISSING_DEPENDENCY`,
-            `MISSING_LIBRARY`, or `BAD_REQUEST` for arguments that do not fit the model.
+            `MISSING_LIBRARY`, or `BAD_REQUEST` for arguments that do not fit the model. A GPU
+            backend that is asked for by name: `NO_GPU`, `WRONG_GPU`, `UNSUPPORTED_VERSION` or
+            `STALE_ENGINE`.
 
     Example:
         >>> with load("smollm2-gear") as engine:  # doctest: +SKIP
         ...     for chunk in engine.stream("Why is the sky blue?", max_new_tokens=64):
         ...         print(chunk.text, end="", flush=True)
     """
-    return Engine(Model.open(Path(folder), threads=threads), batch=batch, max_tokens=max_tokens)
+    model = Model.open(Path(folder), threads=threads, backend=backend_name(backend))
+    return Engine(model, batch=batch, max_tokens=max_tokens)
 
 
 class Engine:
@@ -79,6 +86,7 @@ class Engine:
             max_tokens=in_range(
                 "max_tokens", longest if max_tokens is None else max_tokens, 1, longest
             ),
+            memory=model.backend.memory,
         )
         self._graph = model.backend.bind(self.cache)
 
@@ -200,9 +208,7 @@ class Engine:
             self.stream(prompt, chat=chat, reuse_cache=reuse_cache, cancel=cancel, **options)
         )
 
-    def _run(
-        self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
-    ) -> NDArray[np.floating]:
+    def _run(self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]) -> Logits:
         try:
             logits_BSV = self._graph.run(tokens_BS, new_lengths)
             self.cache.advance(tokens_BS, new_lengths)
@@ -227,8 +233,7 @@ class Engine:
         )
 
 
-def _without_padding(
-    logits_BSV: NDArray[np.floating], new_lengths: NDArray[np.int32]
-) -> FloatArray:
+def _without_padding(logits_BSV: Logits, new_lengths: NDArray[np.int32]) -> FloatArray:
     is_padding_BS = np.arange(logits_BSV.shape[1]) >= new_lengths[:, None]
-    return np.where(is_padding_BS[:, :, None], np.float32(np.nan), logits_BSV).astype(np.float32)
+    every = np.asarray(logits_BSV)
+    return np.where(is_padding_BS[:, :, None], np.float32(np.nan), every).astype(np.float32)

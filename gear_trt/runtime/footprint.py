@@ -27,6 +27,11 @@ def page_bytes_per_token(layers: Iterable[LayerFacts]) -> float:
     return sum(page_bytes(layer) / layer.config.chunk for layer in layers)
 
 
+def page_shape(layer: LayerFacts) -> tuple[int, int]:
+    """Shape of one page of all KV heads of a layer: [H, page_words]."""
+    return layer.num_kv_heads, page_layout(layer.config, layer.head_dim).page_words
+
+
 def buffer_shape(layer: LayerFacts) -> tuple[int, int, int, int]:
     """Shape of one sequence's residual buffer in a layer: [H, 2, sinks + C, D]."""
     config = layer.config

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import CompressionConfig, layout_hash, page_layout
 from gear_trt.spec.model_config import check_shared
+from gear_trt.tensorrt.library import Flavour
 
 MANIFEST_FILE = "gear.json"
 MODEL_FILE = "model.onnx"
@@ -97,7 +98,7 @@ class TensorRTFacts(BaseModel):
     """The TensorRT engine of the folder.
 
     Attributes:
-        flavour: `tensorrt` or `tensorrt-rtx`: the one that built it, and that runs it.
+        flavour: The one that built it, and that runs it.
         version: Version of the one that built it.
         graph_sha256: Of `model.onnx` as it was when the engine was built from it.
         compute_capabilities: GPUs that it was built for, for instance `8.6`.
@@ -111,7 +112,7 @@ class TensorRTFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    flavour: str
+    flavour: Flavour
     version: str
     graph_sha256: str
     compute_capabilities: tuple[str, ...]

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.backend import Backend
 from gear_trt.runtime.checks import in_range
+from gear_trt.runtime.choice import BackendName, open_backend
 from gear_trt.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -35,21 +35,28 @@ class Model:
         self._folder = folder
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        backend: BackendName = BackendName.ONNXRUNTIME,
+    ) -> Self:
         """Read the manifest and load the graph.
 
         Args:
             folder: The engine folder.
             threads: CPU threads of one step; None means all that this process may use.
+            backend: What runs the graph.
 
         Raises:
-            GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, `MISSING_DEPENDENCY`,
-                `MISSING_LIBRARY`, or `BAD_REQUEST` for less than one thread.
+            GearError: `MISSING_FILE`, `DAMAGED_ENGINE`, `LAYOUT_MISMATCH`, `BAD_REQUEST` for less
+                than one thread, or those of `open_backend`.
         """
         usable = len(os.sched_getaffinity(0))
         threads = usable if threads is None else in_range("threads", threads, 1)
         manifest = Manifest.read(folder)
-        return cls(folder, manifest, _onnxruntime(folder, manifest, threads))
+        return cls(folder, manifest, open_backend(backend, folder, manifest, threads=threads))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -61,17 +68,3 @@ class Model:
         from gear_trt.runtime.text import load_tokenizer
 
         return load_tokenizer(self._folder)
-
-
-def _onnxruntime(folder: Path, manifest: Manifest, threads: int) -> Backend:
-    try:
-        from gear_trt.runtime.onnxruntime import OnnxRuntimeBackend
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise GearError(
-            ErrorCode.MISSING_DEPENDENCY,
-            "onnxruntime is not installed",
-            hint="pip install 'gear-trt[cpu]'",
-        ) from None
-    return OnnxRuntimeBackend(folder, vocab_size=manifest.model.vocab_size, threads=threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 from gear_trt import native
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.backend import CacheMemory
+from gear_trt.runtime.faults import activation_fault
+from gear_trt.runtime.graph_state import state_names
 from gear_trt.runtime.manifest import MODEL_FILE
-from gear_trt.spec import GEAR_ATTENTION, graph
+from gear_trt.runtime.memory import HostMemory
+from gear_trt.spec import DOMAIN, GEAR_ATTENTION, graph
 
 FAILURES = (
     ort.EPFail,
@@ -32,15 +36,23 @@ FAILURES = (
     UnicodeDecodeError,  # what a message becomes that quotes damaged names
 )
 """What ONNX Runtime raises."""
+Provider = str | tuple[str, dict[str, str]]
+"""Name of an execution provider, with its options where it has any."""
+
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '(.*)'")
 _NO_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|out of memory", re.IGNORECASE)
+_NO_CUDA = re.compile(
+    rf"kernel for {DOMAIN}\.{GEAR_ATTENTION.name}\(\d+\) .*ep:'CPUExecutionProvider'"
+)
 EXPORT_AGAIN = "export the model again with `gear-export`"
-OVERFLOW_HINT = "check the model's weights; `--preset exact` keeps the cache in FP32"
 _FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 class OnnxRuntimeBackend:
     """A session over the `model.onnx` of an engine folder.
+
+    Attributes:
+        memory: The host's.
 
     Args:
         folder: The engine folder.
@@ -52,21 +64,13 @@ class OnnxRuntimeBackend:
             `UNSUPPORTED_MODEL` for a type that ONNX Runtime does not compute with on CPUs.
     """
 
+    memory = HostMemory()
+
     def __init__(self, folder: Path, *, vocab_size: int, threads: int) -> None:
-        self._folder = folder
         self._vocab_size = vocab_size
-        if not (folder / MODEL_FILE).is_file():
-            raise GearError(
-                ErrorCode.MISSING_FILE,
-                f"{folder} has no {MODEL_FILE}",
-                hint=EXPORT_AGAIN,
-            )
-        try:
-            self._session = InferenceSession(
-                folder / MODEL_FILE, session_options(threads), ["CPUExecutionProvider"]
-            )
-        except FAILURES as error:
-            raise self._load_failure(str(error)) from None
+        self._path, self._session = open_session(
+            folder, session_options(threads), ["CPUExecutionProvider"]
+        )
 
     def bind(self, cache: CacheMemory) -> OrtBoundGraph:
         """Bind the memory of a cache to the inputs and outputs of every layer.
@@ -77,24 +81,7 @@ class OnnxRuntimeBackend:
         try:
             return OrtBoundGraph(self._session, cache, vocab_size=self._vocab_size)
         except FAILURES as error:
-            raise self._load_failure(str(error)) from None
-
-    def _load_failure(self, text: str) -> GearError:
-        if (missing := _NO_KERNEL.search(text)) is not None:
-            return GearError(
-                ErrorCode.UNSUPPORTED_MODEL,
-                f"ONNX Runtime has no CPU kernel for node {missing[2]} ({missing[1]})",
-                hint="mostly the cause is bfloat16: ONNX Runtime computes with it on GPUs only; "
-                "export the model in float32 or float16",
-            )
-        own = _op_message(text)
-        is_other_layout = own is not None and "page layout" in own
-        return GearError(
-            ErrorCode.LAYOUT_MISMATCH if is_other_layout else ErrorCode.DAMAGED_ENGINE,
-            f"{self._folder / MODEL_FILE} does not load" + (f": {own}" if own else ""),
-            hint=EXPORT_AGAIN,
-            detail=None if own else text,
-        )
+            raise load_failure(self._path, str(error)) from None
 
 
 class OrtBoundGraph:
@@ -111,13 +98,10 @@ class OrtBoundGraph:
         self._cache = cache  # keeps the bound memory alive
         self._binding: Any = session.io_binding()
         self._vocab_size = vocab_size
-        self._logits_dtype = _logits_dtype(session)
-        for layer, pool in enumerate(cache.page_pools):
-            self._bind_state(graph.page_pool_input(layer), graph.page_pool_output(layer), pool)
-        for layer, rows in enumerate(cache.residual_buffers):
-            self._bind_state(
-                graph.residual_buffer_input(layer), graph.residual_buffer_output(layer), rows
-            )
+        self._logits_dtype = logits_dtype(session)
+        for (input_name, output_name), array in state_names(cache):
+            self._bind_input(input_name, array)
+            self._bind_output(output_name, array)
 
     def run(
         self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
@@ -133,15 +117,8 @@ class OrtBoundGraph:
         try:
             self._session.run_with_iobinding(self._binding)
         except FAILURES as error:
-            known = _run_failure(str(error))
-            if known is None:
-                raise
-            raise known from None
+            raise run_failure(error) from None
         return logits_BSV
-
-    def _bind_state(self, input_name: str, output_name: str, array: NDArray[np.generic]) -> None:
-        self._bind_input(input_name, array)
-        self._bind_output(output_name, array)
 
     def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -150,8 +127,37 @@ class OrtBoundGraph:
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def session_options(threads: int) -> ort.SessionOptions:
+def open_session(
+    folder: Path, options: ort.SessionOptions, providers: Sequence[Provider]
+) -> tuple[Path, Any]:
+    """Load the graph of an engine folder.
+
+    Args:
+        folder: The engine folder.
+        options: What `session_options` returns.
+        providers: Execution providers, the preferred one first.
+
+    Returns:
+        The path of the graph, and its session (untyped, as is the binding).
+
+    Raises:
+        GearError: `MISSING_FILE`, or as `load_failure` says.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise GearError(ErrorCode.MISSING_FILE, f"{folder} has no {MODEL_FILE}", hint=EXPORT_AGAIN)
+    try:
+        return path, InferenceSession(path, options, providers)
+    except FAILURES as error:
+        raise load_failure(path, str(error)) from None
+
+
+def session_options(threads: int, library: Path | None = None) -> ort.SessionOptions:
     """Options of every session: the thread count and the library of custom ops.
+
+    Args:
+        threads: Intra-op threads.
+        library: The library of custom ops; None means the CPU's. A session takes only one.
 
     Raises:
         GearError: `MISSING_LIBRARY`.
@@ -161,7 +167,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = 4  # errors are raised; printing them as well repeats them
     # Threads that spin while they wait halve the speed wherever another process needs a core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    library = native.library_path()
+    library = library or native.library_path()
     try:
         options.register_custom_ops_library(str(library))
     except FAILURES as error:
@@ -173,15 +179,46 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _logits_dtype(session: InferenceSession) -> str:
+def logits_dtype(session: Any) -> str:  # noqa: ANN401 - untyped, as is the binding
+    """Return the element type of a graph's logits, as numpy names it.
+
+    Raises:
+        RuntimeError: It has none of a float type.
+    """
     types = {output.name: output.type for output in session.get_outputs()}
     if types.get(graph.LOGITS) not in _FLOAT_TYPES:
         raise RuntimeError(f"the graph has no output {graph.LOGITS} of a float type")
     return _FLOAT_TYPES[types[graph.LOGITS]]
 
 
-def _run_failure(text: str) -> GearError | None:
-    """Return what a failed run means; None where it is a defect of gear_trt."""
+def load_failure(path: Path, text: str) -> GearError:
+    """Return the error of a graph that ONNX Runtime does not load, from its words."""
+    if (missing := _NO_KERNEL.search(text)) is not None:
+        return GearError(
+            ErrorCode.UNSUPPORTED_MODEL,
+            f"ONNX Runtime has no CPU kernel for node {missing[2]} ({missing[1]})",
+            hint="mostly the cause is bfloat16: ONNX Runtime computes with it on GPUs only; "
+            "export the model in float32 or float16",
+        )
+    if _NO_CUDA.search(text):
+        return GearError(
+            ErrorCode.MISSING_DEPENDENCY,
+            "ONNX Runtime's CUDA provider does not start: it has said why on standard error",
+            hint="pip install 'onnxruntime-gpu[cuda,cudnn]', which brings CUDA 13 and cuDNN 9",
+        )
+    own = _op_message(text)
+    is_other_layout = own is not None and "page layout" in own
+    return GearError(
+        ErrorCode.LAYOUT_MISMATCH if is_other_layout else ErrorCode.DAMAGED_ENGINE,
+        f"{path} does not load" + (f": {own}" if own else ""),
+        hint=EXPORT_AGAIN,
+        detail=None if own else text,
+    )
+
+
+def run_failure(error: Exception) -> Exception:
+    """Return what a failed run is to the user; `error` itself where it is a defect of ours."""
+    text = str(error)
     if _NO_MEMORY.search(text):
         return GearError(
             ErrorCode.OUT_OF_MEMORY,
@@ -189,12 +226,10 @@ def _run_failure(text: str) -> GearError | None:
             hint="use a smaller batch, or load the engine with a smaller max_tokens",
         )
     own = _op_message(text)
-    if own is not None and ("is not finite" in own or "beyond FP16" in own):
-        return GearError(ErrorCode.NON_FINITE_ACTIVATION, own, hint=OVERFLOW_HINT)
     if own is None or "has shape" in own:
         reason = own or text.splitlines()[0]
         return GearError(ErrorCode.DAMAGED_ENGINE, f"the graph fails: {reason}", hint=EXPORT_AGAIN)
-    return None
+    return activation_fault(own) or error
 
 
 def _op_message(text: str) -> str | None:

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.reference.cache import num_pages
-from gear_trt.runtime.cache import empty_buffer, empty_pool
 from gear_trt.runtime.footprint import (
     buffer_bytes,
+    buffer_shape,
     fp16_bytes_per_token,
     page_bytes,
+    page_shape,
 )
 from gear_trt.runtime.manifest import LayerFacts
+from gear_trt.runtime.memory import HostMemory
 from gear_trt.runtime.pages import PageAllocator, damaged
 from gear_trt.runtime.token_plan import TokenPlan
 
@@ -86,8 +88,14 @@ class PagedCache:
 
     def __init__(self, layers: Sequence[LayerFacts], *, num_pages: int, slots: int) -> None:
         self.layers = tuple(layers)
-        self.page_pools = [empty_pool(layer, num_pages) for layer in self.layers]
-        self.residual_buffers = [empty_buffer(layer, slots) for layer in self.layers]
+        memory = HostMemory()
+        self.page_pools = [
+            memory.zeros((num_pages, *page_shape(layer)), "int32") for layer in self.layers
+        ]
+        self.residual_buffers = [
+            memory.zeros((slots, *buffer_shape(layer)), layer.config.buffer_dtype)
+            for layer in self.layers
+        ]
         self.page_table = np.zeros((0, 1), np.int32)
         self.slots = np.zeros(0, np.int32)
         self.lengths = np.zeros(0, np.int32)

@@ -64,4 +64,34 @@ inline AttentionArgs read_call(const GearAttentionCall& call) {
   return args;
 }
 
+// The other way; the call refers to `args`.
+inline GearAttentionCall write_call(const AttentionArgs& args) {
+  GearAttentionCall call{};
+  call.page_config = reinterpret_cast<const int32_t*>(&args.attributes.page);
+  call.num_heads = args.attributes.num_heads;
+  call.num_kv_heads = args.attributes.num_kv_heads;
+  call.layer = args.attributes.layer;
+  call.sliding_window = args.attributes.sliding_window;
+  call.scale = args.attributes.scale;
+  call.softcap = args.attributes.softcap;
+  call.is_float16 = args.data_type == DataType::kFloat16;
+  call.batch = args.batch;
+  call.seq_len = args.seq_len;
+  call.max_pages = args.max_pages;
+  call.num_pages = args.num_pages;
+  call.num_slots = args.num_slots;
+  call.num_threads = 1;
+  call.query = args.query;
+  call.key = args.key;
+  call.value = args.value;
+  call.page_pool = args.page_pool;
+  call.residual_buffer = args.residual_buffer;
+  call.page_table = args.page_table;
+  call.slots = args.slots;
+  call.past_lengths = args.past_lengths;
+  call.new_lengths = args.new_lengths;
+  call.output = args.output;
+  return call;
+}
+
 }  // namespace gear

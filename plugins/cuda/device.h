@@ -191,6 +191,11 @@ inline Error allocate_shared(void** host, size_t bytes) {
 inline void free_device(void* device) { cudaFree(device); }
 inline void free_shared(void* host) { cudaFreeHost(host); }
 
+inline int current_device() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess ? device : 0;
+}
+
 // Waits for the stream.
 inline Error read_device(void* host, const void* device, size_t bytes, Stream stream) {
   const Error error =

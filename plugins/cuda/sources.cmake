@@ -9,7 +9,9 @@ set(gear_cuda_shared_sources
   ${PROJECT_SOURCE_DIR}/core/attributes.cpp
   ${PROJECT_SOURCE_DIR}/core/data_errors.cpp)
 # libgear_cuda alone, and TensorRT's plugin library alone.
-set(gear_cuda_sources ${PROJECT_SOURCE_DIR}/cuda/c_api.cu)
+set(gear_cuda_sources
+  ${PROJECT_SOURCE_DIR}/cuda/c_api.cu
+  ${PROJECT_SOURCE_DIR}/onnxruntime/cuda_library.cu)
 set(gear_trt_sources
   ${PROJECT_SOURCE_DIR}/cuda/layer.cu
   ${PROJECT_SOURCE_DIR}/tensorrt/attention_plugin.cpp

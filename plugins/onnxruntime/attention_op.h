@@ -1,122 +1,31 @@
-// GearAttention on ONNX Runtime's CPU provider.
+// What ONNX Runtime asks about the op and how it runs it, and the library's entry point.
 #pragma once
 
+#include <array>
 #include <climits>
 #include <cstddef>
-#include <cstdint>
-#include <stdexcept>
-#include <string>
 
-#include "attributes.h"
+#include "attention_node.h"
 #include "gear/attention.h"
 #include "ort_abi.h"
-#include "session_threads.h"
 #include "status.h"
-#include "tensors.h"
 
 namespace gear::ort {
 
-// The C API version whose OrtCustomOp and OrtApi this library speaks: ONNX Runtime 1.18 and later.
+// The C API version whose OrtCustomOp and OrtApi these libraries speak: ONNX Runtime 1.18 and
+// later.
 inline constexpr uint32_t kApiVersion = 18;
 
-// One node of a graph. It has no state of its own: the cache comes in and goes out as tensors.
-class AttentionNode {
- public:
-  AttentionNode(const OrtApi& api, const OrtKernelInfo* info, DataType data_type,
-                DataType buffer_type)
-      : api_(api), data_type_(data_type), buffer_type_(buffer_type) {
-    const Attributes reader(api, info);
-    check_layout(reader.text("layout_hash"));  // first: another layout may have other attributes
-    for_each_attribute(attributes_, [&](const char* name, auto& member, bool is_required) {
-      reader.read(name, member, is_required);
-    });
-    name_ = std::string(gear_attention::kName) + " layer " + std::to_string(attributes_.layer);
-    fail_on(name_, check_attributes(attributes_));
-    check_buffer_type();
-  }
-
-  const OrtApi& api() const { return api_; }
-
-  void compute(OrtKernelContext* context) const {
-    namespace op = gear_attention;
-    const PageConfig& page = attributes_.page;
-    Axis batch("B"), seq_len("S"), num_pages("num_pages"), slots("slots"), max_pages("max_pages");
-    Axis query_width(attributes_.num_heads * page.head_dim);
-    Axis key_width(attributes_.num_kv_heads * page.head_dim);
-    Axis kv_heads(attributes_.num_kv_heads), page_words(page_layout(page).page_words);
-    Axis sides(2), rows(page.sinks + page.chunk), head_dim(page.head_dim);
-
-    const Tensors tensors(api_, context, name_);
-    AttentionArgs args{};
-    args.attributes = attributes_;
-    args.data_type = data_type_;
-    args.query = tensors.input(op::kQuery, "query", {&batch, &seq_len, &query_width});
-    args.key = tensors.input(op::kKey, "key", {&batch, &seq_len, &key_width});
-    args.value = tensors.input(op::kValue, "value", {&batch, &seq_len, &key_width});
-    args.page_table = ints(tensors, op::kPageTable, "page_table", {&batch, &max_pages});
-    args.slots = ints(tensors, op::kSlots, "slots", {&batch});
-    args.past_lengths = ints(tensors, op::kPastLengths, "past_lengths", {&batch});
-    args.new_lengths = ints(tensors, op::kNewLengths, "new_lengths", {&batch});
-    args.page_pool =
-        static_cast<int32_t*>(tensors.state(op::kPagePool, op::kPagePoolOut, "page_pool",
-                                            {&num_pages, &kv_heads, &page_words}, sizeof(int32_t)));
-    args.residual_buffer =
-        tensors.state(op::kResidualBuffer, op::kResidualBufferOut, "residual_buffer",
-                      {&slots, &kv_heads, &sides, &rows, &head_dim}, size_of(buffer_type_));
-    args.output = tensors.output(op::kOutput, {&batch, &seq_len, &query_width});
-    args.batch = static_cast<int>(batch.size);
-    args.seq_len = static_cast<int>(seq_len.size);
-    args.max_pages = static_cast<int>(max_pages.size);
-    args.num_pages = static_cast<int>(num_pages.size);
-    args.num_slots = static_cast<int>(slots.size);
-
-    SessionThreads threads(api_, context);
-    fail_on(gear_attention::kName, cpu::attention(args, threads.parallel_for()));
-  }
-
- private:
-  static size_t size_of(DataType type) { return type == DataType::kFloat32 ? 4 : 2; }
-
-  static const int32_t* ints(const Tensors& tensors, int index, const char* name, Shape shape) {
-    return static_cast<const int32_t*>(tensors.input(index, name, shape));
-  }
-
-  static void check_layout(const std::string& exported_for) {
-    if (exported_for == kLayoutHash) return;
-    throw std::runtime_error(std::string(gear_attention::kName) +
-                             ": the graph was exported for page layout " + exported_for +
-                             ", this library has " + kLayoutHash +
-                             "; export the model again with gear-export");
-  }
-
-  void check_buffer_type() const {
-    const bool needs_float32 = attributes_.page.key_bits == 32;
-    if (needs_float32 == (buffer_type_ == DataType::kFloat32)) return;
-    throw std::runtime_error(name_ + ": key_bits " + std::to_string(attributes_.page.key_bits) +
-                             " needs a " + (needs_float32 ? "float32" : "float16") +
-                             " residual_buffer");
-  }
-
-  // The kernels name the layer themselves where it matters.
-  static void fail_on(const std::string& who, const Error& error) {
-    if (!error.empty()) throw std::runtime_error(who + ": " + error);
-  }
-
-  const OrtApi& api_;
-  DataType data_type_;
-  DataType buffer_type_;
-  GearAttentionAttributes attributes_{};
-  std::string name_;
-};
-
-// What ONNX Runtime asks about the op and how it runs it, for one pair of element types.
+// The op for one pair of element types. All its tensors lie in the provider's own memory, lengths
+// and page table too: the kernels read them there.
+template <typename Provider>
 class AttentionOp : public OrtCustomOp {
  public:
   AttentionOp(DataType data_type, DataType buffer_type)
       : OrtCustomOp{}, data_type_(data_type), buffer_type_(buffer_type) {
     version = kApiVersion;
     GetName = [](const OrtCustomOp*) { return gear_attention::kName; };
-    GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+    GetExecutionProviderType = [](const OrtCustomOp*) { return Provider::kName; };
     GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return gear_attention::kInputCount; };
     GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return gear_attention::kOutputCount; };
     GetInputType = &input_type;
@@ -128,10 +37,12 @@ class AttentionOp : public OrtCustomOp {
     GetEndVersion = [](const OrtCustomOp*) { return INT_MAX; };
     CreateKernelV2 = &create;
     KernelComputeV2 = &compute;
-    KernelDestroy = [](void* node) { delete static_cast<AttentionNode*>(node); };
+    KernelDestroy = [](void* node) { delete static_cast<Node*>(node); };
   }
 
  private:
+  using Node = AttentionNode<Provider>;
+
   static const AttentionOp& self(const OrtCustomOp* op) {
     return *static_cast<const AttentionOp*>(op);
   }
@@ -167,18 +78,46 @@ class AttentionOp : public OrtCustomOp {
 
   static OrtStatusPtr create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                              void** kernel) {
-    return guarded(*api, [&] {
-      *kernel = new AttentionNode(*api, info, self(op).data_type_, self(op).buffer_type_);
-    });
+    return guarded(
+        *api, [&] { *kernel = new Node(*api, info, self(op).data_type_, self(op).buffer_type_); });
   }
 
   static OrtStatusPtr compute(void* kernel, OrtKernelContext* context) {
-    const auto& node = *static_cast<AttentionNode*>(kernel);
+    const auto& node = *static_cast<Node*>(kernel);
     return guarded(node.api(), [&] { node.compute(context); });
   }
 
   DataType data_type_;
   DataType buffer_type_;
 };
+
+// Made once per process and shared by all sessions; sessions keep pointers to it until they end.
+template <typename Provider>
+OrtCustomOpDomain* domain(const OrtApi& api) {
+  static const std::array<AttentionOp<Provider>, 4> ops = {
+      AttentionOp<Provider>(DataType::kFloat32, DataType::kFloat16),
+      AttentionOp<Provider>(DataType::kFloat16, DataType::kFloat16),
+      AttentionOp<Provider>(DataType::kFloat32, DataType::kFloat32),
+      AttentionOp<Provider>(DataType::kFloat16, DataType::kFloat32),
+  };
+  static OrtCustomOpDomain* const made = [&api] {
+    OrtCustomOpDomain* created = nullptr;
+    check(api, api.CreateCustomOpDomain(kDomain, &created));
+    for (const auto& op : ops) check(api, api.CustomOpDomain_Add(created, &op));
+    return created;
+  }();
+  return made;
+}
+
+// The body of the RegisterCustomOps that a library exports.
+template <typename Provider>
+OrtStatus* register_ops(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (api == nullptr) {
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, "gear needs ONNX Runtime 1.18 or later");
+  }
+  return guarded(*api,
+                 [&] { check(*api, api->AddCustomOpDomain(options, domain<Provider>(*api))); });
+}
 
 }  // namespace gear::ort

@@ -64,7 +64,9 @@ struct OrtApi {
   void (*ReleaseStatus)(OrtStatus* status);
   void* unused94[5];
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
-  void* unused100[174];
+  void* unused100[93];
+  OrtStatus* (*KernelContext_GetGPUComputeStream)(const OrtKernelContext* context, void** out);
+  void* unused194[80];
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context,
                                           void (*body)(void* data, size_t index), size_t total,
                                           size_t num_batch, void* data);
@@ -123,6 +125,7 @@ GEAR_ASSERT_SLOT(KernelContext_GetInput, 90);
 GEAR_ASSERT_SLOT(KernelContext_GetOutput, 91);
 GEAR_ASSERT_SLOT(ReleaseStatus, 93);
 GEAR_ASSERT_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
+GEAR_ASSERT_SLOT(KernelContext_GetGPUComputeStream, 193);
 GEAR_ASSERT_SLOT(KernelContext_ParallelFor, 274);
 static_assert(sizeof(OrtCustomOp) == 208, "OrtCustomOp of API 18 has 26 words");
 #undef GEAR_ASSERT_SLOT

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -52,13 +51,14 @@ class Tensors {
 
   // An output that starts as the input's copy and is then updated. Where the caller has bound one
   // memory to both there is nothing to copy: that is what keeps a step from moving the cache.
-  void* state(int input_index, int output_index, const char* name, Shape shape,
-              size_t element_size) const {
+  template <typename Provider>
+  void* state(int input_index, int output_index, const char* name, Shape shape, size_t element_size,
+              Provider& provider) const {
     const void* from = input(input_index, name, shape);
     void* to = output(output_index, shape);
     size_t bytes = element_size;
     for (const Axis* axis : shape) bytes *= axis->size;
-    if (from != to && bytes != 0) std::memcpy(to, from, bytes);
+    if (from != to && bytes != 0) provider.copy(to, from, bytes);
     return to;
   }
 

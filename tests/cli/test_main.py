@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from gear_trt.cli.main import app
@@ -100,6 +101,22 @@ def test_errors_have_a_code_a_hint_and_no_traceback(folder, arguments, code, sta
     assert "hint:" in result.stderr
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("backend", "code", "status"),
+    [
+        ("onnxruntime-cuda", "E604", ExitStatus.ENVIRONMENT),
+        ("tensorrt", "E201", ExitStatus.FAILED),
+        ("cuda", None, ExitStatus.USAGE),
+    ],
+)
+def test_backends_by_name(folder, backend, code, status):
+    result = generate(folder, "-p", "Hi", "--backend", backend)
+    assert result.exit_code == status
+    assert code is None or f"error[{code}]" in result.stderr
+    assert generate(folder, "-p", "Hi", "-n", 1, "--backend", "onnxruntime").exit_code == 0
 
 
 def test_interrupt(folder, monkeypatch):

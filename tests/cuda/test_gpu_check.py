@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_cases, gpu_check, gpu_sanitizer, gpu_shapes, records
+from benchmarks import gpu_cases, gpu_check, gpu_engines, gpu_sanitizer, gpu_shapes, records
 from benchmarks.gpu_ceiling import read_ceiling
 from benchmarks.gpu_compression import compression_rows
 from benchmarks.gpu_decode import decode_rows
@@ -18,8 +18,10 @@ from benchmarks.gpu_prefill import prefill_rows
 from benchmarks.gpu_report import judge, summary, with_ratios
 from benchmarks.gpu_shapes import CONFIGS, SHAPES, TARGETS, Shape
 from benchmarks.gpu_timing import Machine, Timing, time_clock
-from gear_trt.errors import ExitStatus
+from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.spec import bits_per_element
+from tests.onnxruntime.emulated import emulated_engine
+from tests.runtime.folders import write_engine
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -122,6 +124,75 @@ def test_the_sanitizer_inspects_rows_that_exist():
 )
 def test_verdicts_of_the_sanitizer(status, output, verdict):
     assert gpu_sanitizer.judged("memcheck", status, output).verdict == verdict
+
+
+# --- Engines --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine_folder(tmp_path_factory):
+    return write_engine(tmp_path_factory.mktemp("engines") / "engine", tokenizer=False)
+
+
+class Distorted:
+    """An engine whose logits are wrong from the third step on."""
+
+    def __init__(self, folder):
+        self._engine = emulated_engine(folder)
+        self._steps = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._engine.close()
+
+    def step(self, tokens):
+        self._steps += 1
+        logits = self._engine.step(tokens)
+        return logits if self._steps < 3 else logits[:, ::-1]
+
+
+def refuse(folder):
+    raise GearError(ErrorCode.MISSING_DEPENDENCY, "there is none", hint="install it")
+
+
+def break_down(folder):
+    raise RuntimeError("TensorRT refuses to run the engine")
+
+
+def test_engines_are_decoded_beside_the_cpu(engine_folder, emulated):
+    backends = {
+        "emulated": emulated_engine,
+        "distorted": Distorted,
+        "missing": refuse,
+        "broken": break_down,
+    }
+    outcomes = gpu_engines.run_backends(engine_folder, backends, prompt_tokens=70)
+    verdicts = {outcome.backend: outcome.verdict for outcome in outcomes}
+    assert verdicts == {
+        "emulated": "ran", "distorted": "failed", "missing": "not run", "broken": "failed",
+    }  # fmt: skip
+    rows = {outcome.backend: outcome.row() for outcome in outcomes}
+    assert rows["emulated"]["equal"] >= 0.9 * gpu_engines.NEW_TOKENS
+    assert rows["emulated"]["nmse"] < 1e-4
+    assert rows["distorted"]["nmse"] > 0.1
+    assert rows["missing"]["text"] == "there is none (install it)"
+    assert "RuntimeError: TensorRT refuses" in rows["broken"]["text"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_every_backend_of_a_machine_without_a_gpu_says_why(engine_folder):
+    for name, open_engine in gpu_engines.gpu_backends().items():
+        with pytest.raises(GearError) as caught:
+            open_engine(engine_folder)
+        assert caught.value.hint, name
+
+
+def test_engines_need_packages(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: name == "onnx" or None)
+    assert gpu_check.run_engines() == []
+    assert "lacks onnxruntime, safetensors, tokenizers, transformers" in capsys.readouterr().out
 
 
 # --- Bytes ----------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def test_only_the_interface_is_exported(path):
         "gear_cuda_compress_workspace_bytes",
         "gear_cuda_compress_pages",
         "gear_cuda_status",
+        "gear_cuda_onnxruntime_status",
+        "RegisterCustomOps",
     }
 
 

@@ -16,11 +16,11 @@ def layer(config: CompressionConfig) -> LayerFacts:
     return LayerFacts(num_heads=N, num_kv_heads=H, head_dim=D, config=config)
 
 
-def open_session(model, *, threads=1):
+def open_session(model, *, threads=1, library=None):
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    options.register_custom_ops_library(str(native.library_path()))
+    options.register_custom_ops_library(str(library or native.library_path()))
     return ort.InferenceSession(model.SerializeToString(), options)
 
 
@@ -30,8 +30,9 @@ class Op:
     `slots` and `page_table` are deliberately not in order.
     """
 
-    def __init__(self, config, *, batch=1, pages=3, dtype="float32", threads=1):
-        self.session = open_session(one_node_model(layer(config), dtype=dtype), threads=threads)
+    def __init__(self, config, *, batch=1, pages=3, dtype="float32", threads=1, library=None):
+        model = one_node_model(layer(config), dtype=dtype)
+        self.session = open_session(model, threads=threads, library=library)
         self.dtype = dtype
         self.state = self._new_state(config, batch, pages)
         self.reference = self._new_state(config, batch, pages)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gear_trt.runtime.engine import Engine
 from gear_trt.runtime.manifest import MODEL_FILE, Manifest, ModelFacts
+from gear_trt.runtime.memory import HostMemory
 from gear_trt.runtime.model import Model
 from gear_trt.spec import layout_hash
 from tests.graphs import ToyModel
@@ -29,6 +30,18 @@ def write_engine(folder, toy=None, *, tokenizer=True):
     manifest_of(toy).write(folder)
     if tokenizer:
         byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def with_infinite_keys(folder):
+    """Write an engine folder whose layer 1 makes keys that are infinite."""
+    write_engine(folder)
+    model = onnx.load(folder / MODEL_FILE)
+    weight = next(item for item in model.graph.initializer if item.name == "key.1.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, 40] = np.inf
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, folder / MODEL_FILE)
     return folder
 
 
@@ -69,6 +82,7 @@ class ScriptedBackend:
     answer: list[int]
     prompt_tokens: int
     runs: int = 0
+    memory = HostMemory()
 
     def bind(self, cache):
         self.cache = cache

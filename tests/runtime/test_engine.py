@@ -13,7 +13,7 @@ from gear_trt.runtime import engine as engine_module
 from gear_trt.runtime.manifest import MANIFEST_FILE, MODEL_FILE
 from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
-from tests.runtime.folders import MAX_CONTEXT, write_engine
+from tests.runtime.folders import MAX_CONTEXT, with_infinite_keys, write_engine
 
 TEXT = np.random.default_rng(0).integers(0, 256, 150)
 
@@ -128,14 +128,7 @@ def test_bad_sizes(toy_folder, arguments):
 
 
 def test_non_finite_activation_empties_the_cache(tmp_path):
-    toy = ToyModel()
-    folder = write_engine(tmp_path / "engine", toy)
-    model = onnx.load(folder / MODEL_FILE)
-    weight = next(item for item in model.graph.initializer if item.name == "key.1.weight")
-    values = onnx.numpy_helper.to_array(weight).copy()
-    values[:, 40] = np.inf
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-    onnx.save(model, folder / MODEL_FILE)
+    folder = with_infinite_keys(tmp_path / "engine")
     with load(folder) as engine:
         error = refusal(ErrorCode.NON_FINITE_ACTIVATION, engine.step, [TEXT[:5]])
         assert error.message.startswith("GearAttention: layer 1, KV head 1, token 0 of sequence 0")

@@ -1,5 +1,3 @@
-#include "cuda/emulator/emulator.h"
-
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -8,6 +6,8 @@
 #include <memory>
 #include <mutex>
 #include <vector>
+
+#include "cuda/device.h"
 
 dim3 threadIdx;
 dim3 blockIdx;

@@ -352,6 +352,8 @@ inline Error allocate_shared(void** host, size_t bytes) { return allocate(host, 
 inline void free_device(void* device) { free(device); }
 inline void free_shared(void* host) { free(host); }
 
+inline int current_device() { return 0; }
+
 inline Error read_device(void* host, const void* device, size_t bytes, Stream) {
   memcpy(host, device, bytes);
   return {};

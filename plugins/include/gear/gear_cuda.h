@@ -47,6 +47,11 @@ GEAR_EXPORT int gear_cuda_compress_pages(const int32_t* page_config, const void*
 // far: the first thing a kernel met. Then forgets it.
 GEAR_EXPORT int gear_cuda_status(void* workspace, void* stream, char* error, size_t error_size);
 
+// The same for the calls that ONNX Runtime has made on `stream`, with workspaces of this library's
+// own. The library is a custom-op library of its CUDA provider: its sessions register it, and not
+// libgear, which has the same op for the CPU provider.
+GEAR_EXPORT int gear_cuda_onnxruntime_status(void* stream, char* error, size_t error_size);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX engines: checked, loaded, and run step by step."""
