@@ -34,6 +34,7 @@ from gear_trt.runtime.tensorrt.check import EngineFile, check
 from gear_trt.runtime.tensorrt.loading import load
 from gear_trt.spec import CompressionConfig
 from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
+from tests.export.tensorrt import plugin_library
 from tests.graphs import ToyModel
 from tests.plugins.checks import nmse
 from tests.runtime import fake_tensorrt
@@ -85,7 +86,15 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
-def open_backend(folder, machine=None, raise_faults=lambda: None):
+@pytest.fixture
+def fresh_library():
+    """The plugin library is looked for anew, in the test and after it."""
+    plugins.plugin._library.cache_clear()
+    yield
+    plugins.plugin._library.cache_clear()
+
+
+def open_backend(folder, raise_faults=lambda: None):
     manifest = Manifest.read(folder)
     loaded = load(EngineFile(folder / ENGINE_FILE, TRT))
     vocab_size = manifest.model.vocab_size
@@ -181,6 +190,21 @@ def test_the_real_tensorrt_rtx_refuses_what_is_no_engine(folder, tmp_path, monke
     found = TensorRT(Flavour.RTX, trt, trt.__version__)
     error = refusal(ErrorCode.DAMAGED_ENGINE, load, EngineFile(file, found))
     assert "Serialization" in error.message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_real_engine_passes_every_check_and_lacks_only_the_gpu(
+    tmp_path, fresh_library, monkeypatch
+):
+    monkeypatch.setenv(plugins.plugin.LIBRARY_VARIABLE, str(plugin_library()))
+    folder = write_engine(tmp_path / "engine", tokenizer=False)
+    options = TensorRTOptions(flavour=Flavour.RTX, compute_capabilities=("8.6",), max_batch=2)
+    build_engine(folder, options)
+    monkeypatch.setattr(driver, "find_gpus", lambda: [Gpu("Imaginary A1", (8, 6), 24 * 10**9)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    file = check(folder, Manifest.read(folder))
+    assert file.trt.flavour is Flavour.RTX
+    assert "CUDA" in refusal(ErrorCode.DAMAGED_ENGINE, load, file).message
 
 
 @pytest.mark.parametrize("name", ["tensorrt_rtx_bindings", "tensorrt_lean_bindings"])
@@ -284,12 +308,11 @@ def test_compatible_engines_run_on_every_gpu_from_ampere_on(folder, machine, mon
     refusal(ErrorCode.WRONG_GPU, check, folder, manifest)
 
 
-def test_no_plugin_library(folder, machine, monkeypatch):
+def test_no_plugin_library(folder, machine, fresh_library, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(driver, "find_gpus", lambda: [Gpu("Imaginary B1", (9, 0), 80 * 10**9)])
     monkeypatch.setattr(check_module, "import_tensorrt", lambda flavour: TRT)
     monkeypatch.setenv(plugins.plugin.LIBRARY_VARIABLE, "/no/such/libgear_trt_plugins.so")
-    plugins.plugin._library.cache_clear()
     error = refusal(ErrorCode.MISSING_LIBRARY, check, folder, Manifest.read(folder))
     assert "/no/such/libgear_trt_plugins.so" in error.message
 
