@@ -119,6 +119,12 @@ def test_compute_capabilities(folder):
         assert "it offers 8.0, 8.6" in error.hint
 
 
+@pytest.mark.parametrize("form", ["transformers", "dynamo-18", "dynamo-23", "genai"])
+def test_graphs_of_other_exporters(engines, tmp_path, form):
+    folder = shutil.copytree(engines(form), tmp_path / "out")
+    assert build_engine(folder, rtx()).plugin_layers == 2 * PROFILES
+
+
 @contextmanager
 def changed_graph(folder):
     path = folder / MODEL_FILE
