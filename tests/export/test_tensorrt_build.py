@@ -14,7 +14,7 @@ from onnx import helper
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export import TensorRTOptions, add_tensorrt, export_model
 from gear_trt.export.build import tensorrt
-from gear_trt.export.build.tensorrt import LOG_FILE, build_engine
+from gear_trt.export.build.tensorrt import LAYERS_FILE, LOG_FILE, build_engine
 from gear_trt.export.report import ExportReport
 from gear_trt.runtime.manifest import ENGINE_FILE, MODEL_FILE, EngineLimits, Manifest
 from gear_trt.spec import CompressionConfig
@@ -209,11 +209,56 @@ def called_tensorrt(tmp_path, monkeypatch):
     """TensorRT-RTX under the name and the version of TensorRT: nearly the same interface."""
     code = "from tensorrt_rtx_bindings import *\n__version__ = '11.4.0.106'\n"
     (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "tensorrt.py").write_text(code)
+    module = tmp_path / "modules" / "tensorrt.py"
+    module.write_text(code)
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     real = tensorrt.loader_environment
     monkeypatch.setattr(tensorrt, "loader_environment", lambda flavour: real(Flavour.RTX))
+    return module
+
+
+NULL_BUILDER = """
+class Builder:
+    def __init__(self, log):
+        log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+"""
+
+
+def test_a_machine_that_tensorrt_cannot_build_on(folder, called_tensorrt):
+    with called_tensorrt.open("a") as module:
+        module.write(NULL_BUILDER)
+    error = failure(folder, TensorRTOptions(flavour=Flavour.TENSORRT), ErrorCode.BUILD_FAILED)
+    assert error.message == (
+        "TensorRT cannot make a builder on this machine: CUDA initialization failure with error: 35"
+    )
+
+
+GPU = """
+import sys
+sys.modules["__main__"].count_gpus = lambda: 1
+class Runtime:
+    def __init__(self, log):
+        self.registry = get_plugin_registry()
+    def get_plugin_registry(self):
+        return self.registry
+    def deserialize_cuda_engine(self, engine):
+        assert any(creator.name == "GearAttention" for creator in self.registry.all_creators)
+        return self
+    def create_engine_inspector(self):
+        return self
+    def get_engine_information(self, form):
+        return f'{{"Layers": [], "form": "{form.name}"}}'
+"""
+
+
+def test_the_inspector_is_asked_where_there_is_a_gpu(folder, called_tensorrt):
+    """No GPU is at hand: what stands in for the runtime shows when and how ours is called."""
+    with called_tensorrt.open("a") as module:
+        module.write(GPU)
+    build_engine(folder, TensorRTOptions(flavour=Flavour.TENSORRT))
+    assert json.loads((folder / LAYERS_FILE).read_text()) == {"Layers": [], "form": "JSON"}
 
 
 @pytest.mark.usefixtures("called_tensorrt")
