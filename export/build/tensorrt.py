@@ -108,23 +108,13 @@ def build_engine(
     folder = Path(folder)
     check_tensorrt(options)
     manifest = Manifest.read(folder)
-    limits = engine_limits(manifest, options)
-    engine = folder / ENGINE_FILE
-    request = BuildRequest(
-        model=folder / MODEL_FILE,
-        engine=engine.with_suffix(".partial"),
-        layers=folder / LAYERS_FILE,
-        log=folder / LOG_FILE,
-        plugin_library=plugin.library_path(),
-        options=options,
-        profiles=profiles(manifest, limits),
-    )
+    request = _request(folder, manifest, options)
     request.layers.unlink(missing_ok=True)
     progress(f"building with {options.flavour}")
     try:
         built = _run(request, progress)
         _check_layers(built, len(manifest.layers) * len(request.profiles), request.log)
-        request.engine.replace(engine)
+        request.engine.replace(folder / ENGINE_FILE)
     finally:
         request.engine.unlink(missing_ok=True)
     facts = TensorRTFacts(
@@ -132,21 +122,33 @@ def build_engine(
         version=built.version,
         graph_sha256=hashlib.sha256(request.model.read_bytes()).hexdigest(),
         compute_capabilities=built.compute_capabilities,
-        version_compatible=options.version_compatible,
+        version_compatible=options.builds_version_compatible,
         hardware_compatible=options.hardware_compatible,
         refittable=options.refit,
         streams_weights=options.weight_streaming,
         plugin=_place_plugin(folder, options),
-        limits=limits,
+        limits=engine_limits(manifest, options),
     )
     manifest.model_copy(update={"tensorrt": facts}).write(folder)
     return BuildReport(
         facts=facts,
         plugin_layers=built.plugin_layers,
-        engine_bytes=engine.stat().st_size,
+        engine_bytes=(folder / ENGINE_FILE).stat().st_size,
         seconds=built.seconds,
         cpu_seconds=built.cpu_seconds,
         peak_memory_bytes=built.peak_memory_bytes,
+    )
+
+
+def _request(folder: Path, manifest: Manifest, options: TensorRTOptions) -> BuildRequest:
+    return BuildRequest(
+        model=folder / MODEL_FILE,
+        engine=folder / f"{ENGINE_FILE}.partial",
+        layers=folder / LAYERS_FILE,
+        log=folder / LOG_FILE,
+        plugin_library=plugin.library_path(),
+        options=options,
+        profiles=profiles(manifest, engine_limits(manifest, options)),
     )
 
 
@@ -157,7 +159,7 @@ def _run(request: BuildRequest, progress: Progress) -> Built:
         GearError: What the child reports, or `BUILD_FAILED` where it ends without a word.
         OSError: What the child reports.
     """
-    command = [sys.executable, "-m", tensorrt_child.__name__]
+    command = [sys.executable, "-P", "-m", tensorrt_child.__name__]
     with (
         loader_environment(request.options.flavour) as environment,
         TemporaryFile("w+") as asked,

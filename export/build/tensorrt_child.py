@@ -203,9 +203,8 @@ class _Build:
 
 
 def _flags(options: TensorRTOptions) -> Iterator[str]:
-    is_tensorrt = options.flavour is Flavour.TENSORRT
-    if options.version_compatible or (options.embed_plugin and is_tensorrt):
-        yield "VERSION_COMPATIBLE"  # only such engines of TensorRT carry plugins
+    if options.builds_version_compatible:
+        yield "VERSION_COMPATIBLE"
     if options.refit:
         yield "REFIT"
     if options.weight_streaming:

@@ -56,6 +56,12 @@ class TensorRTOptions(BaseModel):
     builder_level: Annotated[int, Field(ge=0, le=5)] | None = None
     timing_cache: Path | None = None
 
+    @property
+    def builds_version_compatible(self) -> bool:
+        """Whether later TensorRTs run the engine: only such engines of TensorRT carry plugins."""
+        is_tensorrt = self.flavour is Flavour.TENSORRT
+        return self.version_compatible or (self.embed_plugin and is_tensorrt)
+
 
 def check_options(options: TensorRTOptions) -> None:
     """Refuse options that the one or the other TensorRT does not have.

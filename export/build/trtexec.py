@@ -72,7 +72,7 @@ def _flags(options: TensorRTOptions, both: tuple[Profile, Profile]) -> Iterator[
 
 def _tensorrt_flags(options: TensorRTOptions) -> Iterator[str]:
     yield "--stronglyTyped"
-    if options.version_compatible or options.embed_plugin:
+    if options.builds_version_compatible:
         yield "--versionCompatible"
     if options.hardware_compatible:
         yield "--hardwareCompatibilityLevel=ampere+"

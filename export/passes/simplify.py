@@ -11,6 +11,8 @@ from onnxscript.rewriter.rules.common import no_op_transpose_rule, transpose_tra
 
 from gear_trt.export.passes.nodes import HEADS_LAST
 
+_NORMS_WITH_OPTIONAL_OUTPUTS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+
 Builder = Any
 """onnxscript's builders have every ONNX op as an attribute, which no type says."""
 Pattern = Any
@@ -30,6 +32,20 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedOpsetsPass(),
     )(model)
     model.graph.sort()
+    _leave_out_unread_outputs(model.graph)
+
+
+def _leave_out_unread_outputs(graph: ir.Graph) -> None:
+    """Take the names, which the passes have given, from outputs that are optional and not read.
+
+    TensorRT's parser refuses these ops where they have more outputs than it computes.
+    """
+    for node in graph:
+        if node.op_type not in _NORMS_WITH_OPTIONAL_OUTPUTS:
+            continue
+        for output in node.outputs[1:]:
+            if not output.uses() and not output.is_graph_output():
+                output.name = ""
 
 
 def _rotation_between_transposes(

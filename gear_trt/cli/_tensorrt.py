@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.tensorrt.library import Flavour
 
 if TYPE_CHECKING:
     from gear_trt.export import TensorRTOptions
@@ -17,19 +17,13 @@ if TYPE_CHECKING:
 PANEL = "TensorRT: an engine beside the ONNX file"
 
 
-class Target(StrEnum):
-    """Values of `--tensorrt`."""
-
-    NO = "no"
-    TENSORRT = "tensorrt"
-    RTX = "tensorrt-rtx"
-
-
 def _flag(*names: str, help: str, **how: Any) -> Any:  # noqa: ANN401 - as typer's
     return typer.Option(*names, help=help, rich_help_panel=PANEL, **how)
 
 
-Tensorrt = Annotated[Target, _flag(help="Build an engine with the one or the other.")]
+Tensorrt = Annotated[
+    Flavour | None, _flag(help="Build an engine with the one or the other.", show_default="none")
+]
 PrintTrtexec = Annotated[
     bool,
     _flag(
@@ -100,17 +94,20 @@ class TensorRTFlags:
     builder_level: int | None
     timing_cache: Path | None
 
-    def options(self, target: Target, *, print_trtexec: bool) -> TensorRTOptions | None:
+    def options(self, flavour: Flavour | None, *, print_trtexec: bool) -> TensorRTOptions | None:
         """Return the options of the build, or None where there is none.
+
+        Args:
+            flavour: Of `--tensorrt`; to print, None means TensorRT.
+            print_trtexec: The command is to be printed.
 
         Raises:
             GearError: `BAD_CONFIG` for a flag that is of no use without a build.
         """
         from gear_trt.export import TensorRTOptions
-        from gear_trt.tensorrt.library import Flavour
 
         said = {name: value for name, value in asdict(self).items() if not _is_unsaid(value)}
-        if target is Target.NO and not print_trtexec:
+        if flavour is None and not print_trtexec:
             if said:
                 flag = next(iter(said)).replace("_", "-")
                 raise GearError(
@@ -119,6 +116,7 @@ class TensorRTFlags:
                     hint="pass --tensorrt tensorrt or --tensorrt tensorrt-rtx, or --print-trtexec",
                 )
             return None
-        flavour = Target.TENSORRT if target is Target.NO else target
         capabilities = said.pop("compute_capability", ())
-        return TensorRTOptions(flavour=Flavour(flavour), compute_capabilities=capabilities, **said)
+        return TensorRTOptions(
+            flavour=flavour or Flavour.TENSORRT, compute_capabilities=capabilities, **said
+        )

@@ -127,7 +127,7 @@ def export(
             show_default="the model's",
         ),
     ] = None,
-    tensorrt: _tensorrt.Tensorrt = _tensorrt.Target.NO,
+    tensorrt: _tensorrt.Tensorrt = None,
     print_trtexec: _tensorrt.PrintTrtexec = False,
     max_batch: _tensorrt.MaxBatch = None,
     max_new_tokens: _tensorrt.MaxNewTokens = None,
@@ -155,7 +155,7 @@ def export(
     """Export a decoder to an engine whose KV cache is compressed."""
     if output is None and not dry_run:
         raise typer.BadParameter("where to? Pass a folder, or --dry-run", param_hint="--output")
-    if dry_run and (print_trtexec or tensorrt is not _tensorrt.Target.NO):
+    if dry_run and (print_trtexec or tensorrt is not None):
         raise typer.BadParameter("a dry run builds no engine", param_hint="--tensorrt")
     engine = _tensorrt.TensorRTFlags(
         max_batch=max_batch,

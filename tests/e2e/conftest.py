@@ -34,11 +34,11 @@ def tensorrt_library():
 
 @pytest.fixture(scope="session")
 def gguf_command(request, gguf, real_folder):
-    """Run the README's export of a GGUF file on the real model; return the command.
+    """Run the README's TensorRT export of a GGUF file on the real model; return the command.
 
     Where TensorRT-RTX or the plugins are missing, it is run without its TensorRT flag.
     """
-    words = next(words for words in commands("README.md") if "model.gguf" in words)
+    words = next(words for words in commands("README.md") if "--tensorrt" in words)
     (real_folder / "model.gguf").symlink_to(gguf)
     with pytest.MonkeyPatch.context() as patch:
         try:

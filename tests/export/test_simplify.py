@@ -27,6 +27,14 @@ g (float[B, S, 64] x, float[B, S, 8] cos, float[B, S, 8] sin) => (float[{result}
   y = Reshape(heads_last, merge)
 }}
 """
+NORM = """
+<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+g (float[B, S, 64] x, float[B, S, 64] skip) => (float[B, S, 64] y, float[B, S, 64] z)
+<float[64] weight = {{{weight}}}> {{
+  y, mean, deviation, sum = com.microsoft.SkipSimplifiedLayerNormalization(x, skip, weight)
+  z = Neg({read})
+}}
+"""
 UNDONE = {"result": "B, S, 64", "merge": "0, 0, 64"}
 
 
@@ -50,6 +58,14 @@ def test_a_reshape_and_its_inverse_go():
 def test_a_reshape_to_another_shape_stays():
     graph = simplified(RESHAPES, result="B, T, 32", merge="0, -1, 32")
     assert operators(graph) == {"Reshape": 2}
+
+
+@pytest.mark.parametrize(
+    ("read", "kept"), [("sum", ["y", "", "", "sum"]), ("mean", ["y", "mean", "", ""])]
+)
+def test_optional_outputs_that_nobody_reads_are_left_out(read, kept):
+    graph = simplified(NORM, weight=", ".join(["1"] * 64), read=read)
+    assert [output.name for output in graph.node(0).outputs] == kept
 
 
 def test_a_rotation_between_transposes_is_done_heads_last():

@@ -14,7 +14,7 @@ from onnx import helper
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export import TensorRTOptions, add_tensorrt, export_model
 from gear_trt.export.build import tensorrt
-from gear_trt.export.build.tensorrt import LOG_FILE, build_engine
+from gear_trt.export.build.tensorrt import LAYERS_FILE, LOG_FILE, build_engine
 from gear_trt.export.report import ExportReport
 from gear_trt.runtime.manifest import ENGINE_FILE, MODEL_FILE, EngineLimits, Manifest
 from gear_trt.spec import CompressionConfig
@@ -53,6 +53,21 @@ def folder(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "out")
 
 
+@pytest.fixture(scope="module")
+def built_once(exported, tmp_path_factory):
+    """An engine folder with an engine, the build's report, and the parts that it said are done."""
+    folder = shutil.copytree(exported, tmp_path_factory.mktemp("built") / "out")
+    told = []
+    report = add_tensorrt(folder, rtx(), progress=lambda stage, done=None: told.append(done))
+    return folder, report, [done for done in told if done is not None]
+
+
+@pytest.fixture
+def built(built_once, tmp_path):
+    """A copy of the folder with an engine."""
+    return shutil.copytree(built_once[0], tmp_path / "out")
+
+
 def failure(folder, options, code):
     with pytest.raises(GearError) as caught:
         build_engine(folder, options)
@@ -60,9 +75,8 @@ def failure(folder, options, code):
     return caught.value
 
 
-def test_an_engine_with_the_plugin_in_both_profiles(folder, library):
-    told = []
-    report = add_tensorrt(folder, rtx(), progress=lambda stage, done=None: told.append(done))
+def test_an_engine_with_the_plugin_in_both_profiles(built_once, library):
+    folder, report, parts = built_once
     build, facts = report.tensorrt, Manifest.read(folder).tensorrt
     assert build.facts == facts
     assert build.plugin_layers == PROFILES
@@ -79,7 +93,6 @@ def test_an_engine_with_the_plugin_in_both_profiles(folder, library):
         max_batch=3, max_new_tokens=16, max_pages=3, num_pages=9, slots=3
     )
     assert (folder / facts.plugin).read_bytes() == library.read_bytes()
-    parts = [done for done in told if done is not None]
     assert parts == sorted(parts)
     assert parts[-1] > 0.7
     assert ExportReport.read(folder) == report
@@ -87,10 +100,9 @@ def test_an_engine_with_the_plugin_in_both_profiles(folder, library):
     assert "tensorrt-rtx" in (folder / "report.md").read_text()
 
 
-def test_state_is_updated_in_place(folder):
+def test_state_is_updated_in_place(built):
     """TensorRT's list of the engine's layers shows the plugin at the engine's own state tensors."""
-    build_engine(folder, rtx())
-    lines = (folder / LOG_FILE).read_text().splitlines()
+    lines = (built / LOG_FILE).read_text().splitlines()
     layers = [line for line in lines if "GearAttention.0" in line and "LayerType: " in line]
     assert len(layers) == PROFILES
     for line in layers:
@@ -100,14 +112,13 @@ def test_state_is_updated_in_place(folder):
             assert re.search(rf"Name: {state}_out\.0( \[profile 1\])?,", outputs)
 
 
-def test_the_plugin_inside_the_engine(folder, library):
-    build_engine(folder, rtx())
-    beside = (folder / ENGINE_FILE).stat().st_size
+def test_the_plugin_inside_the_engine(built, library):
+    beside = (built / ENGINE_FILE).stat().st_size
     options = rtx(embed_plugin=True, weight_streaming=True, builder_level=0)
-    facts = build_engine(folder, options).facts
+    facts = build_engine(built, options).facts
     assert (facts.plugin, facts.streams_weights) == (None, True)
-    assert not (folder / LIBRARY_NAME).exists()
-    assert (folder / ENGINE_FILE).stat().st_size >= beside + library.stat().st_size
+    assert not (built / LIBRARY_NAME).exists()
+    assert (built / ENGINE_FILE).stat().st_size >= beside + library.stat().st_size
 
 
 def test_compute_capabilities(folder):
@@ -117,6 +128,12 @@ def test_compute_capabilities(folder):
         error = failure(folder, rtx(compute_capabilities=(unknown,)), ErrorCode.BAD_CONFIG)
         assert error.message.endswith(f"builds for no compute capability {unknown}")
         assert "it offers 8.0, 8.6" in error.hint
+
+
+@pytest.mark.parametrize("form", ["transformers", "dynamo-18", "dynamo-23", "genai"])
+def test_graphs_of_other_exporters(engines, tmp_path, form):
+    folder = shutil.copytree(engines(form), tmp_path / "out")
+    assert build_engine(folder, rtx()).plugin_layers == 2 * PROFILES
 
 
 @contextmanager
@@ -149,21 +166,20 @@ def test_a_layer_that_the_plugin_refuses(folder):
     assert "GearAttention.0 (GearAttention): GearAttention: made for layout_hash" in error.message
 
 
-def test_a_build_that_aborts_is_an_error(folder, monkeypatch):
+def test_a_build_that_aborts_is_an_error(built, monkeypatch):
     """Without its link the parser does not find its own library, and ends the process."""
 
     @contextmanager
     def without_link(flavour):
         yield dict(os.environ)
 
-    build_engine(folder, rtx())
-    before = (folder / ENGINE_FILE).read_bytes(), (folder / "gear.json").read_bytes()
+    before = (built / ENGINE_FILE).read_bytes(), (built / "gear.json").read_bytes()
     monkeypatch.setattr(tensorrt, "loader_environment", without_link)
-    error = failure(folder, rtx(), ErrorCode.BUILD_FAILED)
+    error = failure(built, rtx(), ErrorCode.BUILD_FAILED)
     assert error.message == "TensorRT ended the process that builds, with signal SIGABRT"
     assert "terminate called" in error.detail
-    assert ((folder / ENGINE_FILE).read_bytes(), (folder / "gear.json").read_bytes()) == before
-    assert not list(folder.glob("*.partial"))
+    assert ((built / ENGINE_FILE).read_bytes(), (built / "gear.json").read_bytes()) == before
+    assert not list(built.glob("*.partial"))
 
 
 def test_an_interrupted_build_leaves_nothing(folder):
@@ -193,11 +209,56 @@ def called_tensorrt(tmp_path, monkeypatch):
     """TensorRT-RTX under the name and the version of TensorRT: nearly the same interface."""
     code = "from tensorrt_rtx_bindings import *\n__version__ = '11.4.0.106'\n"
     (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "tensorrt.py").write_text(code)
+    module = tmp_path / "modules" / "tensorrt.py"
+    module.write_text(code)
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     real = tensorrt.loader_environment
     monkeypatch.setattr(tensorrt, "loader_environment", lambda flavour: real(Flavour.RTX))
+    return module
+
+
+NULL_BUILDER = """
+class Builder:
+    def __init__(self, log):
+        log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+"""
+
+
+def test_a_machine_that_tensorrt_cannot_build_on(folder, called_tensorrt):
+    with called_tensorrt.open("a") as module:
+        module.write(NULL_BUILDER)
+    error = failure(folder, TensorRTOptions(flavour=Flavour.TENSORRT), ErrorCode.BUILD_FAILED)
+    assert error.message == (
+        "TensorRT cannot make a builder on this machine: CUDA initialization failure with error: 35"
+    )
+
+
+GPU = """
+import sys
+sys.modules["__main__"].count_gpus = lambda: 1
+class Runtime:
+    def __init__(self, log):
+        self.registry = get_plugin_registry()
+    def get_plugin_registry(self):
+        return self.registry
+    def deserialize_cuda_engine(self, engine):
+        assert any(creator.name == "GearAttention" for creator in self.registry.all_creators)
+        return self
+    def create_engine_inspector(self):
+        return self
+    def get_engine_information(self, form):
+        return f'{{"Layers": [], "form": "{form.name}"}}'
+"""
+
+
+def test_the_inspector_is_asked_where_there_is_a_gpu(folder, called_tensorrt):
+    """No GPU is at hand: what stands in for the runtime shows when and how ours is called."""
+    with called_tensorrt.open("a") as module:
+        module.write(GPU)
+    build_engine(folder, TensorRTOptions(flavour=Flavour.TENSORRT))
+    assert json.loads((folder / LAYERS_FILE).read_text()) == {"Layers": [], "form": "JSON"}
 
 
 @pytest.mark.usefixtures("called_tensorrt")
@@ -220,11 +281,10 @@ def test_a_timing_cache_that_cannot_be_written(folder, tmp_path):
     assert caught.value.filename == str(tmp_path / "no" / "timings")
 
 
-def test_the_library_of_the_folder_itself(folder, monkeypatch):
-    build_engine(folder, rtx())
-    monkeypatch.setenv(LIBRARY_VARIABLE, str(folder / LIBRARY_NAME))
-    assert build_engine(folder, rtx()).facts.plugin == LIBRARY_NAME
-    assert (folder / LIBRARY_NAME).is_file()
+def test_the_library_of_the_folder_itself(built, monkeypatch):
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(built / LIBRARY_NAME))
+    assert build_engine(built, rtx()).facts.plugin == LIBRARY_NAME
+    assert (built / LIBRARY_NAME).is_file()
 
 
 def test_a_library_that_is_not_there(folder, monkeypatch):
