@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -69,8 +70,8 @@ def export_model(
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `MISSING_DEPENDENCY`, `UNSUPPORTED_MODEL` or
             `NO_KV_CACHE` for the model, `OUTPUT_EXISTS` for the folder, `NON_FINITE_WEIGHTS`,
             `BAD_CONFIG` for a context that is too long, a layer that is not there, or a type
-            where the model is an ONNX file,
-            `VERIFICATION_FAILED` for a bug of ours; with `tensorrt`, those of `add_tensorrt`.
+            where the model is an ONNX file, `VERIFICATION_FAILED` for a bug of ours; with
+            `tensorrt`, those of `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
 
     Example:
@@ -93,7 +94,11 @@ def export_model(
                 copy_tokenizer(Path(tokenizer), folder)
         report = job.report(facts, output, folder)
         report.write(folder)
-    return report if tensorrt is None else add_tensorrt(output, tensorrt, progress=progress)
+    if tensorrt is None:
+        return report
+    del job  # its model would stay in memory beside the build
+    gc.collect()  # nodes and values refer to each other
+    return add_tensorrt(output, tensorrt, progress=progress)
 
 
 def add_tensorrt(

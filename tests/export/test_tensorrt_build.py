@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import onnx
 import pytest
 from onnx import helper
+from typer.testing import CliRunner
 
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.cli.export import app
+from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import TensorRTOptions, add_tensorrt, export_model
 from gear_trt.export.build import tensorrt
 from gear_trt.export.build.tensorrt import LAYERS_FILE, LOG_FILE, build_engine
@@ -191,6 +193,23 @@ def test_an_interrupted_build_leaves_nothing(folder):
     with pytest.raises(KeyboardInterrupt):
         build_engine(folder, rtx(), progress=interrupt)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, LOG_FILE])
+
+
+def test_the_command_builds_what_its_flags_say(exported, tmp_path):
+    words = "--tensorrt tensorrt-rtx --max-batch 2 --max-new-tokens 8 --max-context 64"
+    flags = [*words.split(), "--compute-capability", "8.6", "--compute-capability", "8.9"]
+    arguments = (exported.parent / "model.onnx", "-o", tmp_path / "out", *flags)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == ExitStatus.OK
+    assert result.stderr.splitlines().count("building with tensorrt-rtx") == 1
+    facts = Manifest.read(tmp_path / "out").tensorrt
+    assert facts.compute_capabilities == ("8.6", "8.9")
+    assert facts.limits == EngineLimits(
+        max_batch=2, max_new_tokens=8, max_pages=1, num_pages=2, slots=2
+    )
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith(" TensorRT ")]
+    assert f"tensorrt-rtx {facts.version}: " in row
+    assert "for compute capability 8.6, 8.9, built in " in row
 
 
 def test_the_folder_is_complete_where_the_build_fails(exported, tmp_path, monkeypatch):
