@@ -63,6 +63,12 @@ class CompressionConfig(BaseModel):
         1, description="1: Hadamard transform of V inside each head, undone on the output."
     )
 
+    fit_ranges: Literal[0, 1] = Field(
+        1,
+        description="1: the range of a group is fitted to its values; 0: it is from its smallest "
+        "to its largest value.",
+    )
+
     @model_validator(mode="after")
     def _refuse_corrections_of_exact_values(self) -> Self:
         for side, bits, rotated in (
@@ -149,6 +155,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "sinks": 0,
         "rotate_keys": 0,
         "rotate_values": 0,
+        "fit_ranges": 0,
     },
     "paper-2bit": {
         "key_bits": 2,
@@ -161,6 +168,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "sinks": 0,
         "rotate_keys": 0,
         "rotate_values": 0,
+        "fit_ranges": 0,
     },
 }
 """Named configs. `paper-*` is GEAR as published (KCVT at 4 bits, KIVI g=64 at 2 bits, s = 2 %,
