@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
@@ -94,7 +95,7 @@ class Decoder:
         candidate: The kind of cache.
     """
 
-    def __init__(self, model: torch.nn.Module, candidate: Candidate) -> None:
+    def __init__(self, model: Any, candidate: Candidate) -> None:  # noqa: ANN401 - untyped
         self._model = model
         self._candidate = candidate
         self.reset()
