@@ -31,7 +31,7 @@ class Candidate:
         make: Returns an empty cache for models of a config.
         attention: Attention implementation that reads it.
         is_simulated: The cache holds the values that its format would give back, not the format.
-        compression: Of `gear`: the config of every layer.
+        compression: Of caches that our kernels read: the config of every layer.
     """
 
     name: str

@@ -9,7 +9,7 @@ as our residual buffer does, even those that would not: what differs is the form
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -52,9 +52,7 @@ class Setting:
         """Per layer the largest magnitudes [1, H, 1, D] of keys and values."""
         decoder = Decoder(self.model, exact())
         decoder.step(self.calibration_BT)
-        return [
-            (_largest(layer.keys), _largest(layer.values)) for layer in decoder.cache.layers
-        ]
+        return [(_largest(layer.keys), _largest(layer.values)) for layer in decoder.cache.layers]
 
 
 class SimulatedLayer(DynamicLayer):
@@ -120,29 +118,22 @@ def simulated(
     return Candidate(name, kind, cache, bits, make, is_simulated=True)
 
 
-def _kivi(
-    name: str, setting: Setting, *, key_bits: int, value_bits: int, group: int
-) -> Candidate:
-    config = CompressionConfig.checked(
-        {
-            "key_bits": key_bits,
-            "value_bits": value_bits,
-            "group_size": group,
-            "metadata_bits": FP16_BITS,
-            "sinks": 0,
-            "rotate_keys": 0,
-            "rotate_values": 0,
-        }
+def kivi_config(key_bits: int, value_bits: int, group_size: int) -> CompressionConfig:
+    """Return KIVI's format as a config: GEAR's backbone at 2 bits, without the corrections."""
+    return CompressionConfig.preset(
+        "paper-2bit",
+        key_bits=key_bits,
+        value_bits=value_bits,
+        group_size=group_size,
+        rank=0,
+        outliers=0,
     )
-    ours = gear(name, ModelConfig(config), setting.config)
-    return Candidate(
-        name,
-        "kivi",
-        f"K per channel, V per token, groups of {group}; by our kernels",
-        ours.bits_per_element,
-        ours.make,
-        ours.attention,
-    )
+
+
+def _kivi(name: str, setting: Setting, *, shape: tuple[int, int, int]) -> Candidate:
+    cache = f"K per channel, V per token, groups of {shape[2]}; by our kernels"
+    ours = gear(name, ModelConfig(kivi_config(*shape)), setting.config)
+    return replace(ours, kind="kivi", cache=cache)
 
 
 def _per_token(name: str, setting: Setting, *, bits: int, group: int) -> Candidate:
@@ -158,9 +149,7 @@ def _fp8(name: str, setting: Setting) -> Candidate:
     return simulated(name, "fp8", "E4M3, scale 1", 8, lambda _: (formats.fp8, formats.fp8))
 
 
-def _static(
-    name: str, setting: Setting, *, kind: str, bits: int, per_channel: bool
-) -> Candidate:
+def _static(name: str, setting: Setting, *, kind: str, bits: int, per_channel: bool) -> Candidate:
     """Fixed scales come from the calibration text; they cost no bits per token."""
     scope = "channel" if per_channel else "tensor"
 
@@ -183,7 +172,9 @@ def _llama_cpp(name: str, setting: Setting, *, format_: Format, bits: int) -> Ca
     return simulated(name, "llama.cpp", cache, total, lambda _: (format_, format_))
 
 
-def _transformers(name: str, setting: Setting, *, backend: str, module: str, bits: int) -> Candidate:
+def _transformers(
+    name: str, setting: Setting, *, backend: str, module: str, bits: int
+) -> Candidate:
     """The real `QuantizedCache`: it quantizes all that it holds anew whenever its buffer is full."""
     del setting
     require(module)
@@ -201,14 +192,20 @@ def _transformers(name: str, setting: Setting, *, backend: str, module: str, bit
     )  # fmt: skip
 
 
+KIVI: dict[str, tuple[int, int, int]] = {
+    "kivi-k4v4-g32": (4, 4, 32),
+    "kivi-k4v4-g64": (4, 4, 64),
+    "kivi-k4v3-g64": (4, 3, 64),
+    "kivi-k4v2-g64": (4, 2, 64),
+    "kivi-k3v2-g64": (3, 2, 64),
+    "kivi-k2v2-g32": (2, 2, 32),
+    "kivi-k2v2-g64": (2, 2, 64),
+}
+"""Bits of K and V and group size. KIVI as published has 2 or 4 bits on both sides; the others are
+what its scheme gives at the sizes in between."""
+
 PEERS: dict[str, Callable[[str, Setting], Candidate]] = {
-    "kivi-k4v4-g32": partial(_kivi, key_bits=4, value_bits=4, group=32),
-    "kivi-k4v4-g64": partial(_kivi, key_bits=4, value_bits=4, group=64),
-    "kivi-k4v3-g64": partial(_kivi, key_bits=4, value_bits=3, group=64),
-    "kivi-k4v2-g64": partial(_kivi, key_bits=4, value_bits=2, group=64),
-    "kivi-k3v2-g64": partial(_kivi, key_bits=3, value_bits=2, group=64),
-    "kivi-k2v2-g32": partial(_kivi, key_bits=2, value_bits=2, group=32),
-    "kivi-k2v2-g64": partial(_kivi, key_bits=2, value_bits=2, group=64),
+    **{name: partial(_kivi, shape=shape) for name, shape in KIVI.items()},
     "per-token-8": partial(_per_token, bits=8, group=64),
     "per-token-4": partial(_per_token, bits=4, group=64),
     "per-token-2": partial(_per_token, bits=2, group=64),
@@ -223,8 +220,7 @@ PEERS: dict[str, Callable[[str, Setting], Candidate]] = {
     "quanto-4": partial(_transformers, backend="quanto", module="optimum.quanto", bits=4),
     "quanto-2": partial(_transformers, backend="quanto", module="optimum.quanto", bits=2),
 }
-"""Peers by name. KIVI as published has the same bits on both sides, 2 or 4; the others are what its
-scheme gives at the sizes in between."""
+"""Peers by name."""
 
 
 def make_peer(name: str, setting: Setting) -> Candidate:
