@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
@@ -30,7 +31,7 @@ class Candidate:
         make: Returns an empty cache for models of a config.
         attention: Attention implementation that reads it.
         is_simulated: The cache holds the values that its format would give back, not the format.
-        compression: Of `gear`: the config of every layer.
+        compression: Of caches that our kernels read: the config of every layer.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Decoder:
         candidate: The kind of cache.
     """
 
-    def __init__(self, model: torch.nn.Module, candidate: Candidate) -> None:
+    def __init__(self, model: Any, candidate: Candidate) -> None:  # noqa: ANN401 - untyped
         self._model = model
         self._candidate = candidate
         self.reset()

@@ -131,7 +131,7 @@ class Yardstick:
             self._log_probs[:, start:end] = log_probs_BSV.numpy()
 
     def judge(self, other: Steps) -> Scores:
-        """Run another cache over the same tokens in the same slices."""
+        """Run another cache over the same tokens in the same slices; it is left filled."""
         parts = [
             _compare(self._exact(start, log_probs.shape[1]), log_probs, self._targets(start, end))
             for start, log_probs in self._slices(other)
@@ -154,7 +154,6 @@ class Yardstick:
         for start in range(0, self.tokens_BT.shape[1] - 1, SLICE):
             end = min(start + SLICE, self.tokens_BT.shape[1] - 1)
             yield start, torch.log_softmax(decoder.step(self.tokens_BT[:, start:end]), dim=-1)
-        decoder.reset()
 
 
 def _compare(
