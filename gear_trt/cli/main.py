@@ -8,6 +8,7 @@ from gear_trt.cli.bench import app as bench
 from gear_trt.cli.doctor import doctor
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
+from gear_trt.cli.tune import tune
 
 app = typer.Typer(
     name="gear",
@@ -18,5 +19,6 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.command()(tune)
 app.command()(doctor)
 app.add_typer(bench, name="bench")

@@ -1,9 +1,9 @@
 """Ranges that follow the values of their group instead of its two extremes.
 
 With codes c and values u in steps of the range, u = c + r. The range of least squared error has
-steps longer by the factor cov(c, u) / var(c), and from it come other codes: two passes. Such an x̂ is
-smaller than x on average, an error that sums over many tokens add up; so the last pass takes the
-factor var(u) / cov(c, u), with which x̂ follows x with slope one (docs/adr/0018).
+steps longer by the factor cov(c, u) / var(c), and from it come other codes: two passes. Such an x̂
+is smaller than x on average, an error that sums over many tokens add up; so the last pass takes
+the factor var(u) / cov(c, u), with which x̂ follows x with slope one (docs/adr/0018).
 """
 
 from __future__ import annotations
