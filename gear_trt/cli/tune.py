@@ -86,9 +86,11 @@ def tune(
         base = CompressionConfig.preset(preset)
         from gear_trt.eval.checkpoint import Checkpoint
         from gear_trt.eval.text import read_sequences
+        from gear_trt.tune.options import check_base
         from gear_trt.tune.text import SEQUENCES, write_tokens
         from gear_trt.tune.tuning import Tuner
 
+        check_base(base)
         checkpoint = Checkpoint(model)
         ids = None
         if text is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import CompressionConfig
 from gear_trt.spec.config import PASS_THROUGH_BITS
 
@@ -14,10 +15,10 @@ SIDES: tuple[Side, ...] = ("key", "value")
 
 BITS = (2, 3, 4, 8)
 VARIANTS: tuple[Mapping[str, int], ...] = (
-    {"group_size": 32},
-    {"group_size": 64},
-    {"group_size": 32, "rank": 2},
-    {"group_size": 32, "outliers": 2},
+    {"group_size": 32, "rank": 0, "outliers": 0},
+    {"group_size": 64, "rank": 0, "outliers": 0},
+    {"group_size": 32, "rank": 2, "outliers": 0},
+    {"group_size": 32, "rank": 0, "outliers": 2},
 )
 """What both sides of a layer share. Rank and outliers that cost more than a bit per element are not
 worth their bytes on any model tried."""
@@ -39,7 +40,14 @@ class SideOption:
 
     def config(self, base: CompressionConfig) -> CompressionConfig:
         """Return `base` with this side as the option says and the other side in FP16."""
-        return one_side(base, self.side, {f"{self.side}_bits": self.bits, **VARIANTS[self.variant]})
+        rotation = f"rotate_{self.side}s"
+        return uncompressed(base).model_copy(
+            update={
+                f"{self.side}_bits": self.bits,
+                rotation: getattr(base, rotation),
+                **VARIANTS[self.variant],
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,32 @@ class LayerOption:
         return base.model_copy(update={**fields, **VARIANTS[self.key.variant]})
 
 
-def one_side(base: CompressionConfig, side: Side, fields: Mapping[str, int]) -> CompressionConfig:
-    """Return `base` with other fields, and the side that is not `side` uncompressed."""
-    other = "value" if side == "key" else "key"
-    exact = {f"{other}_bits": PASS_THROUGH_BITS, f"rotate_{other}s": 0}
-    return CompressionConfig(**{**base.model_dump(), **fields, **exact})
+def uncompressed(base: CompressionConfig) -> CompressionConfig:
+    """Return `base` with both sides in FP16."""
+    return base.model_copy(
+        update={
+            "key_bits": PASS_THROUGH_BITS,
+            "value_bits": PASS_THROUGH_BITS,
+            "rotate_keys": 0,
+            "rotate_values": 0,
+            "rank": 0,
+            "outliers": 0,
+        }
+    )
+
+
+def check_base(base: CompressionConfig) -> None:
+    """Refuse configs that compress nothing: there is nothing to keep of them.
+
+    Raises:
+        GearError: `BAD_REQUEST`.
+    """
+    if min(base.key_bits, base.value_bits) >= PASS_THROUGH_BITS:
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"a config of {base.key_bits} bits cannot be tuned: it compresses nothing",
+            hint="start from another --preset",
+        )
 
 
 def side_options() -> tuple[SideOption, ...]:

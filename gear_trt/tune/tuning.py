@@ -2,7 +2,8 @@
 
     loss of a layer's option = KL of the layer's anchor · error of the option / error of the anchor
 
-Divergences of single layers nearly add up; what is chosen is measured as a whole at the end.
+Errors are those of the attention's output. Divergences of single layers nearly add up; what is
+chosen is measured as a whole at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ AIM, CLOSE = 0.98, 0.93
 """Parts of a target divergence: what the next config is to reach, and what is near enough."""
 ROUNDS = 4
 """Configs measured as a whole for a target divergence."""
-_PROBED, _MEASURED = 0.2, 0.9
+_PROBED, _MEASURED = 0.25, 0.9
 """Parts of the time that are over after these stages."""
 
 
