@@ -144,6 +144,10 @@ PRESETS: dict[str, dict[str, int]] = {
     "k4v2": {"key_bits": 4, "value_bits": 2},
     "k3v2": {"key_bits": 3, "value_bits": 2},
     "k2v2": {"key_bits": 2, "value_bits": 2},
+    "near-lossless": {"key_bits": 4, "value_bits": 4, "chunk": 128},
+    "balanced": {"key_bits": 4, "value_bits": 3, "chunk": 128},
+    "small": {"key_bits": 3, "value_bits": 2, "chunk": 128},
+    "tiny": {"key_bits": 3, "value_bits": 2, "chunk": 128, "group_size": 64},
     "paper-4bit": {
         "key_bits": 4,
         "value_bits": 4,
@@ -172,6 +176,7 @@ PRESETS: dict[str, dict[str, int]] = {
     },
 }
 """Named configs. `paper-*` is GEAR as published (KCVT at 4 bits, KIVI g=64 at 2 bits, s = 2 %,
-r = 4), fitted per page; the others have sinks, rotation and 8-bit metadata, no corrections."""
+r = 4), fitted per page; the others have sinks, rotation, fitted ranges and 8-bit metadata, no
+corrections. The four with names are the best of their size that was found (docs/presets.md)."""
 
 DEFAULT_PRESET = "k4v4"
