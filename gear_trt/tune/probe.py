@@ -6,7 +6,8 @@ through our own pages, by the kernels that decode them, once per option.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens
 from gear_trt.tune.options import SideOption
 
+Key = TypeVar("Key", bound=Hashable)
 Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
 
 
-class ProbeLayer(GearLayer):
+class ProbeLayer(GearLayer, Generic[Key]):
     """A layer that attends to uncompressed tokens and compares every option with that.
 
     Attributes:
@@ -32,7 +34,7 @@ class ProbeLayer(GearLayer):
     Args:
         index: Which layer of the model it is.
         sliding_window: As in `GearLayer`.
-        configs: Of every option.
+        configs: Of every option, by what tells it from others.
         report: Told when the layer is done.
     """
 
@@ -40,11 +42,11 @@ class ProbeLayer(GearLayer):
         self,
         index: int,
         sliding_window: int,
-        configs: Mapping[SideOption, CompressionConfig],
+        configs: Mapping[Key, CompressionConfig],
         report: Callable[[], None],
     ) -> None:
         super().__init__(index, CompressionConfig.preset("exact"), sliding_window)
-        self.errors: dict[SideOption, float] = {}
+        self.errors: dict[Key, float] = {}
         self._configs = configs
         self._report = report
 
