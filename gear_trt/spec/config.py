@@ -65,8 +65,7 @@ class CompressionConfig(BaseModel):
 
     fit_ranges: Literal[0, 1] = Field(
         1,
-        description="1: the range of a group is fitted to its values; 0: it is from its smallest "
-        "to its largest value.",
+        description="1: Ranges of groups are fitted to their values, not taken from the extremes.",
     )
 
     @model_validator(mode="after")
