@@ -30,6 +30,7 @@ from gear_trt.eval.candidate import Candidate
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.judge import judge
 from gear_trt.eval.peers import PEERS, Setting, make_peer
+from gear_trt.eval.subject import NetworkSubject
 from gear_trt.eval.text import read_sequences
 from gear_trt.spec import ModelConfig
 
@@ -72,18 +73,19 @@ def main() -> None:
 
 def run(checkpoint: Checkpoint, configs: Sequence[str], arguments: argparse.Namespace) -> None:
     """Measure one model on every text."""
-    model, tokenizer = checkpoint.network(), checkpoint.tokenizer()
+    subject = NetworkSubject(checkpoint.name, checkpoint.network())
+    tokenizer = checkpoint.tokenizer()
     sequences, context = arguments.sequences, arguments.context
     for text in arguments.text:
         tokens_BT = read_sequences(text, tokenizer, sequences=sequences + 1, context=context)
         judged_BT, calibration_BT = tokens_BT[:sequences], tokens_BT[sequences:, :context]
         done = set() if arguments.again else recorded(checkpoint.name, text.name, judged_BT)
         candidates = [
-            item for item in _candidates(model, calibration_BT, configs) if item.name not in done
+            item
+            for item in _candidates(subject.model, calibration_BT, configs)
+            if item.name not in done
         ]
-        for row in judge(
-            model, candidates, judged_BT, _say, model_name=checkpoint.name, text_name=text.name
-        ):
+        for row in judge(subject, candidates, judged_BT, _say, text_name=text.name):
             append_rows("quality", [row.model_dump()])
             console.print(f"{row.candidate}: {row.bits_per_element:.2f} bits, KL {row.kl:.5f}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
-from gear_trt.spec import ModelConfig, bits_per_element
+from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.torch.cache import ATTENTION_NAME, GearCache
 
 GEAR = "gear"
@@ -19,8 +19,8 @@ DENSE_ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One kind of cache for transformers models.
+class CacheFacts:
+    """What rows say of a cache.
 
     Attributes:
         name: Unique within a run.
@@ -28,8 +28,6 @@ class Candidate:
         cache: The format, for people.
         bits_per_element: Of K and V together once a token is compressed; scales, mins, corrections
             and padding included.
-        make: Returns an empty cache for models of a config.
-        attention: Attention implementation that reads it.
         is_simulated: The cache holds the values that its format would give back, not the format.
         compression: Of caches that our kernels read: the config of every layer.
     """
@@ -38,10 +36,21 @@ class Candidate:
     kind: str
     cache: str
     bits_per_element: float
-    make: Callable[[PreTrainedConfig], Cache]
-    attention: str = DENSE_ATTENTION
     is_simulated: bool = False
     compression: ModelConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(CacheFacts):
+    """A kind of cache for transformers models.
+
+    Attributes:
+        make: Returns an empty cache for models of a config.
+        attention: Attention implementation that reads it.
+    """
+
+    make: Callable[[PreTrainedConfig], Cache]
+    attention: str = DENSE_ATTENTION
 
 
 def exact() -> Candidate:
@@ -73,12 +82,17 @@ def gear(name: str, compression: ModelConfig, config: PreTrainedConfig) -> Candi
     return Candidate(
         name=name,
         kind=GEAR,
-        cache=f"pages of {layers[0].chunk} tokens, {layers[0].sinks} sinks",
+        cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),
         make=lambda of: GearCache(of, compression),
         attention=ATTENTION_NAME,
         compression=compression,
     )
+
+
+def describe(config: CompressionConfig) -> str:
+    """Return a line on what all layers of our cache have in common."""
+    return f"pages of {config.chunk} tokens, {config.sinks} sinks"
 
 
 def head_dim(config: PreTrainedConfig) -> int:
@@ -88,7 +102,7 @@ def head_dim(config: PreTrainedConfig) -> int:
 
 
 class Decoder:
-    """A model that decodes over one kind of cache.
+    """A transformers model that decodes over one kind of cache (`gear_trt.eval.steps.Steps`).
 
     Args:
         model: Shared: its attention implementation is set anew at every step.
@@ -111,6 +125,11 @@ class Decoder:
         self._use_attention()
         logits: torch.Tensor = self._model(tokens_BS, past_key_values=self.cache).logits
         return logits.float()
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes in use, where the cache is ours."""
+        return self.cache.nbytes if isinstance(self.cache, GearCache) else None
 
     def _use_attention(self) -> None:
         if self._model.config._attn_implementation != self._candidate.attention:

@@ -70,5 +70,5 @@ def _half(x: Tensor) -> Tensor:
 
 
 def _divided(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale, and 0 where the scale is 0."""
+    """Return x / scale, and 0 where the scale is 0."""
     return torch.where(scale == 0, 0.0, x / scale)

@@ -56,7 +56,7 @@ class Setting:
 
 
 class SimulatedLayer(DynamicLayer):
-    """Holds what a format gives back: full chunks go through it once, newer tokens stay as they are.
+    """Holds what a format gives back: full chunks go through it once, newer tokens stay exact.
 
     Args:
         keys: Format of the keys.
@@ -115,7 +115,7 @@ def simulated(
             )
         return Cache(layers=[SimulatedLayer(*layers(index)) for index in range(len(kinds))])
 
-    return Candidate(name, kind, cache, bits, make, is_simulated=True)
+    return Candidate(name, kind, cache, bits, is_simulated=True, make=make)
 
 
 def kivi_config(key_bits: int, value_bits: int, group_size: int) -> CompressionConfig:
@@ -175,7 +175,7 @@ def _llama_cpp(name: str, setting: Setting, *, format_: Format, bits: int) -> Ca
 def _transformers(
     name: str, setting: Setting, *, backend: str, module: str, bits: int
 ) -> Candidate:
-    """The real `QuantizedCache`: it quantizes all that it holds anew whenever its buffer is full."""
+    """The real `QuantizedCache`: whenever its buffer is full, it quantizes all that it holds."""
     del setting
     require(module)
     group = 64
@@ -185,11 +185,16 @@ def _transformers(
         "transformers",
         f"QuantizedCache, backend {backend}, groups of {group}",
         bits + 2 * FP16_BITS / group,
-        lambda config: QuantizedCache(
-            backend, config, nbits=bits, axis_key=axis, axis_value=axis, q_group_size=group,
+        make=lambda config: QuantizedCache(
+            backend,
+            config,
+            nbits=bits,
+            axis_key=axis,
+            axis_value=axis,
+            q_group_size=group,
             residual_length=CHUNK,
         ),
-    )  # fmt: skip
+    )
 
 
 KIVI: dict[str, tuple[int, int, int]] = {

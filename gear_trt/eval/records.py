@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.eval.candidate import Candidate
-from gear_trt.eval.divergence import SLICE, Scores
+from gear_trt.eval.candidate import CacheFacts
+from gear_trt.eval.divergence import Scores
+from gear_trt.eval.steps import SLICE
 from gear_trt.runtime.footprint import FP16_BYTES
 from gear_trt.spec import ModelConfig
 from gear_trt.spec.model_config import layer_ranges
@@ -21,8 +22,9 @@ _BITS = 8
 
 
 class EvalRow(BaseModel):
-    """One cache beside the uncompressed one, on one text; every `_error` is half the width of a
-    95 % confidence interval.
+    """One cache beside the uncompressed one, on one text.
+
+    Every `_error` is half the width of a 95 % confidence interval.
 
     Attributes:
         benchmark: `eval`.
@@ -87,7 +89,7 @@ class EvalRow(BaseModel):
 
 
 def make_row(
-    candidate: Candidate,
+    cache: CacheFacts,
     scores: Scores,
     *,
     model: str,
@@ -96,10 +98,10 @@ def make_row(
     elements_per_token: int,
     cache_bytes: int | None,
 ) -> EvalRow:
-    """Return the row of a candidate.
+    """Return the row of a cache.
 
     Args:
-        candidate: What was judged.
+        cache: What was judged.
         scores: How it fared.
         model: Name of the model.
         text: Name of the text.
@@ -112,17 +114,17 @@ def make_row(
     return EvalRow(
         model=model,
         text=text,
-        candidate=candidate.name,
-        kind=candidate.kind,
-        cache=candidate.cache,
-        is_simulated=candidate.is_simulated,
-        **_configs(candidate.compression),
+        candidate=cache.name,
+        kind=cache.kind,
+        cache=cache.cache,
+        is_simulated=cache.is_simulated,
+        **_configs(cache.compression),
         sequences=sequences,
         context=context,
         slice=SLICE,
         tokens=scores.divergence_BT.size,
-        bits_per_element=candidate.bits_per_element,
-        bytes_per_token=candidate.bits_per_element * elements_per_token / _BITS,
+        bits_per_element=cache.bits_per_element,
+        bytes_per_token=cache.bits_per_element * elements_per_token / _BITS,
         fp16_bytes_per_token=elements_per_token * FP16_BYTES,
         cache_bytes_per_token=None if cache_bytes is None else cache_bytes / sequences / context,
         kl=kl.mean,
