@@ -15,7 +15,8 @@ from gear_trt.torch.cache import ATTENTION_NAME, GearCache
 GEAR = "gear"
 EXACT_BITS = 32.0
 DENSE_ATTENTION = "sdpa"
-"""transformers' attention over keys and values in full, for every cache but ours."""
+CAPPED_ATTENTION = "eager"
+"""transformers' attention over keys and values in full; only the second one knows soft caps."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Candidate(CacheFacts):
 
     Attributes:
         make: Returns an empty cache for models of a config.
-        attention: Attention implementation that reads it.
+        attention: Attention implementation that reads it; None where it gives keys and values in
+            full.
     """
 
     make: Callable[[PreTrainedConfig], Cache]
-    attention: str = DENSE_ATTENTION
+    attention: str | None = None
 
 
 def exact() -> Candidate:
@@ -95,6 +97,13 @@ def describe(config: CompressionConfig) -> str:
     return f"pages of {config.chunk} tokens, {config.sinks} sinks"
 
 
+def dense_attention(config: PreTrainedConfig) -> str:
+    """Name of transformers' own attention for a model."""
+    text = config.get_text_config(decoder=True)
+    has_cap = getattr(text, "attn_logit_softcapping", None)
+    return CAPPED_ATTENTION if has_cap else DENSE_ATTENTION
+
+
 def head_dim(config: PreTrainedConfig) -> int:
     """Channels of one head."""
     text = config.get_text_config(decoder=True)
@@ -132,5 +141,6 @@ class Decoder:
         return self.cache.nbytes if isinstance(self.cache, GearCache) else None
 
     def _use_attention(self) -> None:
-        if self._model.config._attn_implementation != self._candidate.attention:
-            self._model.set_attn_implementation(self._candidate.attention)
+        wanted = self._candidate.attention or dense_attention(self._model.config)
+        if self._model.config._attn_implementation != wanted:
+            self._model.set_attn_implementation(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from gear_trt.eval.candidate import Candidate
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.engine import EngineSubject
 from gear_trt.eval.peers import Setting, make_peer
+from gear_trt.eval.steps import Steps
 from gear_trt.eval.subject import NetworkSubject, Subject
 from gear_trt.runtime.manifest import MANIFEST_FILE
 from gear_trt.spec import DEFAULT_PRESET, ModelConfig
 from gear_trt.spec.config_file import ConfigFile, choose_config
 
 FILE_SUFFIX = ".toml"
+EXACT = "uncompressed"
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,27 @@ class Contest:
     tokenizer: Any
     caches: list[Any]
 
+    def decoders(self) -> Iterator[tuple[str, Steps]]:
+        """Yield the uncompressed cache and then each of the others, by name."""
+        yield EXACT, self.subject.exact()
+        for cache in self.caches:
+            yield cache.name, self.subject.with_cache(cache)
+
 
 def is_engine(path: Path) -> bool:
     """Whether a path is an engine folder."""
     return (path / MANIFEST_FILE).is_file()
 
 
-def open_engine(folder: Path, *, configs: Sequence[str], capacity: int, threads: int) -> Contest:
+def open_engine(
+    folder: Path, *, configs: Sequence[str], capacity: int | None, threads: int
+) -> Contest:
     """Open an engine folder, which has one cache.
 
     Args:
         folder: The engine folder.
         configs: Must be empty.
-        capacity: Tokens that a sequence can hold.
+        capacity: Tokens that a sequence can hold; None means the model's longest context.
         threads: CPU threads.
 
     Raises:
@@ -87,9 +97,7 @@ def open_network(path: Path, *, configs: Sequence[str], threads: int) -> Contest
     return Contest(subject, checkpoint.tokenizer(), caches)
 
 
-def with_peers(
-    contest: Contest, names: Sequence[str], calibration_BT: NDArray[Any]
-) -> Contest:
+def with_peers(contest: Contest, names: Sequence[str], calibration_BT: NDArray[Any]) -> Contest:
     """Return a contest with peers after its caches.
 
     Args:

@@ -32,16 +32,17 @@ class EngineSubject:
 
     Args:
         folder: The engine folder.
-        capacity: Tokens that a sequence can hold.
+        capacity: Tokens that a sequence can hold; None means the model's longest context.
         threads: CPU threads of a step.
 
     Raises:
         GearError: Those of `gear_trt.load`, and of the tokenizer.
     """
 
-    def __init__(self, folder: Path, *, capacity: int, threads: int) -> None:
-        self._folder, self._capacity, self._threads = folder, capacity, threads
+    def __init__(self, folder: Path, *, capacity: int | None, threads: int) -> None:
+        self._folder, self._threads = folder, threads
         self._engine = gear_trt.load(folder, max_tokens=capacity, threads=threads)
+        self._capacity = self._engine.cache.max_tokens
         manifest = self._engine.manifest
         self.name = manifest.model.source
         self.max_context = manifest.model.max_context

@@ -18,6 +18,9 @@ class GreedyRow(BaseModel):
     """How long a cache's greedy text is that of the uncompressed cache.
 
     Attributes:
+        benchmark: `eval-greedy`.
+        model: Name of the model.
+        text: Name of the text.
         candidate: Name of the cache.
         prompts: How many prompts were continued.
         prompt_tokens: Tokens of each.
@@ -27,8 +30,11 @@ class GreedyRow(BaseModel):
         identical: Prompts whose whole continuation is the same.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
+    benchmark: str = "eval-greedy"
+    model: str
+    text: str
     candidate: str
     prompts: int
     prompt_tokens: int
@@ -59,7 +65,13 @@ def continued(decoder: Steps, prompts_BT: torch.Tensor, count: int) -> torch.Ten
 
 
 def compare(
-    name: str, prompts_BT: torch.Tensor, exact_BS: torch.Tensor, other_BS: torch.Tensor
+    name: str,
+    prompts_BT: torch.Tensor,
+    exact_BS: torch.Tensor,
+    other_BS: torch.Tensor,
+    *,
+    model: str,
+    text: str,
 ) -> GreedyRow:
     """Return the row of a cache.
 
@@ -68,10 +80,14 @@ def compare(
         prompts_BT: [B, T] token ids.
         exact_BS: [B, S] what the uncompressed cache continues them with.
         other_BS: [B, S] what the cache does.
+        model: Name of the model.
+        text: Name of the text.
     """
     same_B = (exact_BS == other_BS).cumprod(dim=1).sum(dim=1).double().numpy()
     spread = float(np.std(same_B, ddof=1)) if len(same_B) > 1 else math.nan
     return GreedyRow(
+        model=model,
+        text=text,
         candidate=name,
         prompts=len(same_B),
         prompt_tokens=prompts_BT.shape[1],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.eval.candidate import DENSE_ATTENTION, Candidate
+from gear_trt.eval.candidate import DENSE_ATTENTION, Candidate, Decoder, dense_attention
 from gear_trt.eval.divergence import UNSCORED
 from gear_trt.eval.steps import SLICE
 from gear_trt.torch.layer import GearLayer
@@ -87,8 +87,10 @@ def record(model: Any, tokens_1T: Tensor) -> list[Attended]:  # noqa: ANN401 - u
         tokens_1T: [1, T] token ids.
 
     Raises:
-        GearError: `BAD_REQUEST` for models with layers that do not see all tokens.
+        GearError: `BAD_REQUEST` for models with sliding windows or soft caps.
     """
+    if dense_attention(model.config) != DENSE_ATTENTION:
+        _refuse("soft caps")
     used = model.config._attn_implementation
     model.set_attn_implementation(_RECORDING)
     try:
@@ -97,38 +99,34 @@ def record(model: Any, tokens_1T: Tensor) -> list[Attended]:  # noqa: ANN401 - u
     finally:
         _recorded.clear()
         model.set_attn_implementation(used)
-    if any(layer.keywords.get("sliding_window") for layer in layers):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            "errors per layer need layers that see all tokens, and this model has others",
-            hint="use `gear eval text`, which measures the whole model",
-        )
+    if any(layer.keywords["sliding_window"] for layer in layers):
+        _refuse("sliding windows")
     return layers
 
 
 def layer_errors(
+    model: Any,  # noqa: ANN401 - untyped
     candidate: Candidate,
-    config: Any,  # noqa: ANN401 - untyped
     layers: list[Attended],
     *,
-    model: str,
-    text: str,
+    model_name: str,
+    text_name: str,
 ) -> Iterator[LayerRow]:
     """Yield the errors of every layer.
 
     Args:
+        model: A model of transformers.
         candidate: The kind of cache.
-        config: Of the model.
         layers: What `record` returned for it.
-        model: Name of the model.
-        text: Name of the text.
+        model_name: What rows call the model.
+        text_name: What rows call the text.
     """
-    cache = candidate.make(config)
+    cache = Decoder(model, candidate).cache
     for index, (layer, attended) in enumerate(zip(cache.layers, layers, strict=True)):
-        output_BTND, keys_BHTD, values_BHTD = _through(candidate, layer, attended)
+        output_BTND, keys_BHTD, values_BHTD = _through(layer, attended, candidate.attention)
         yield LayerRow(
-            model=model,
-            text=text,
+            model=model_name,
+            text=text_name,
             candidate=candidate.name,
             layer=index,
             key_error=_error(keys_BHTD, attended.key_BHTD),
@@ -139,12 +137,12 @@ def layer_errors(
 
 @torch.inference_mode()
 def _through(
-    candidate: Candidate,
     layer: Any,  # noqa: ANN401 - untyped
     attended: Attended,
+    attention: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs [B, T, N, D], keys and values [B, H, T, D] of a layer fed in slices."""
-    attend = ALL_ATTENTION_FUNCTIONS[candidate.attention]
+    attend = ALL_ATTENTION_FUNCTIONS[attention or DENSE_ATTENTION]
     outputs = []
     keys_BHTD = values_BHTD = torch.empty(0)
     for start in range(0, attended.query_BNTD.shape[2], SLICE):
@@ -154,7 +152,7 @@ def _through(
             attended.key_BHTD[:, :, part], attended.value_BHTD[:, :, part]
         )
         mask = None
-        if candidate.attention == DENSE_ATTENTION:
+        if attention is None:
             mask = _causal(query_BNSD.shape[2], keys_BHTD.shape[2])
         output, _ = attend(
             attended.module, query_BNSD, keys_BHTD, values_BHTD, mask, **attended.keywords
@@ -174,6 +172,14 @@ def _error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want.double()).square().sum() / want.double().square().sum())
 
 
+def _refuse(what: str) -> NoReturn:
+    raise GearError(
+        ErrorCode.BAD_REQUEST,
+        f"errors per layer need plain attention over all tokens, and this model has {what}",
+        hint="use `gear eval text`, which measures the whole model",
+    )
+
+
 def _record(
     module: torch.nn.Module,
     query_BNTD: Tensor,
@@ -185,7 +191,7 @@ def _record(
     """Attend as usual, and remember what to."""
     attend = ALL_ATTENTION_FUNCTIONS[DENSE_ATTENTION]
     output, _ = attend(module, query_BNTD, key_BHTD, value_BHTD, attention_mask, **keywords)
-    kept = {name: keywords.get(name) for name in ("scaling", "softcap", "sliding_window")}
+    kept = {name: keywords.get(name) for name in ("scaling", "sliding_window")}
     _recorded.append(Attended(module, query_BNTD, key_BHTD, value_BHTD, output, kept))
     return output, None
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from gear_trt.bench.progress import Progress
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.eval.contest import Contest
 from gear_trt.eval.greedy import continuations
 from gear_trt.eval.steps import Steps
 
@@ -31,6 +33,8 @@ class PasskeyRow(BaseModel):
     """Retrieval at one length and depth.
 
     Attributes:
+        benchmark: `eval-passkey`.
+        model: Name of the model.
         candidate: Name of the cache.
         context: Tokens of the prompt.
         depth: Where the number stands, 0 (start) to 1 (end).
@@ -39,8 +43,10 @@ class PasskeyRow(BaseModel):
         is_right: The answer begins with the number.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
+    benchmark: str = "eval-passkey"
+    model: str
     candidate: str
     context: int
     depth: float
@@ -70,7 +76,59 @@ def make_prompts(
     )
 
 
+def parse_depths(text: str) -> tuple[float, ...]:
+    """Read depths with commas between them, for instance `0.1,0.5`.
+
+    Raises:
+        GearError: `BAD_REQUEST`.
+    """
+    try:
+        depths = tuple(float(item) for item in text.split(","))
+    except ValueError:
+        depths = ()
+    if not depths or not all(0 <= depth <= 1 for depth in depths):
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"depths '{text}' are not parts of the text",
+            hint="write numbers from 0 (start) to 1 (end), for instance 0.1,0.5,0.9",
+        )
+    return depths
+
+
+def ask_all(
+    contest: Contest, contexts: Sequence[int], depths: Sequence[float], progress: Progress
+) -> Iterator[list[PasskeyRow]]:
+    """Yield the answers of each cache, the uncompressed one first, at each context.
+
+    Raises:
+        GearError: `BAD_REQUEST` for contexts that the question or the model does not fit.
+    """
+    longest = contest.subject.max_context - ANSWER_TOKENS
+    if max(contexts) > longest:
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"a prompt of {max(contexts)} tokens leaves no room for the answer",
+            hint=f"this model holds prompts of {longest} tokens",
+        )
+    count = len(contexts) * (len(contest.caches) + 1)
+    for turn, context in enumerate(contexts):
+        keys, prompts_BT = make_prompts(contest.tokenizer, context, depths)
+        for index, (name, decoder) in enumerate(contest.decoders()):
+            done = (turn * (len(contest.caches) + 1) + index) / count
+            progress(name, f"{context} tokens", done)
+            yield retrieve(
+                contest.subject.name,
+                name,
+                decoder,
+                contest.tokenizer,
+                prompts_BT=prompts_BT,
+                keys=keys,
+                depths=depths,
+            )
+
+
 def retrieve(
+    model: str,
     name: str,
     decoder: Steps,
     tokenizer: Any,  # noqa: ANN401 - untyped
@@ -82,6 +140,7 @@ def retrieve(
     """Ask for the numbers of all prompts at once.
 
     Args:
+        model: Name of the model.
         name: Of the cache.
         decoder: The model with the cache.
         tokenizer: Of the model.
@@ -94,6 +153,7 @@ def retrieve(
     texts = [tokenizer.decode(answer_S.tolist()) for answer_S in answers_BS]
     return [
         PasskeyRow(
+            model=model,
             candidate=name,
             context=prompts_BT.shape[1],
             depth=depth,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from gear_trt.bench.progress import Progress
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.eval.contest import Contest
 from gear_trt.eval.greedy import continuations
 from gear_trt.eval.steps import Steps
 
@@ -42,6 +44,8 @@ class QuestionRow(BaseModel):
     """One answer.
 
     Attributes:
+        benchmark: `eval-questions`.
+        model: Name of the model.
         candidate: Name of the cache.
         question: Index in the set.
         expected: The right number.
@@ -50,8 +54,10 @@ class QuestionRow(BaseModel):
         text: What the model wrote.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
+    benchmark: str = "eval-questions"
+    model: str
     candidate: str
     question: int
     expected: float
@@ -83,6 +89,7 @@ def read_questions(path: Path, count: int) -> list[Question]:
 
 
 def ask(
+    model: str,
     name: str,
     decoder: Steps,
     tokenizer: Any,  # noqa: ANN401 - untyped
@@ -90,10 +97,11 @@ def ask(
     *,
     examples: str,
     max_new_tokens: int,
-) -> Iterable[QuestionRow]:
+) -> Iterator[QuestionRow]:
     """Yield an answer to each question.
 
     Args:
+        model: Name of the model.
         name: Of the cache.
         decoder: The model with the cache.
         tokenizer: Of the model.
@@ -106,6 +114,7 @@ def ask(
         text = written(decoder, tokenizer, prompt, STOPS, max_new_tokens)
         answer = extract_answer(text)
         yield QuestionRow(
+            model=model,
             candidate=name,
             question=index,
             expected=question.answer,
@@ -113,6 +122,32 @@ def ask(
             is_right=answer == question.answer,
             text=text,
         )
+
+
+def ask_all(
+    contest: Contest,
+    questions: Sequence[Question],
+    *,
+    examples: str,
+    max_new_tokens: int,
+    progress: Progress,
+) -> Iterator[QuestionRow]:
+    """Yield the answers of each cache, the uncompressed one first; arguments as in `ask`."""
+    count = (len(contest.caches) + 1) * len(questions)
+    done = 0
+    for name, decoder in contest.decoders():
+        for row in ask(
+            contest.subject.name,
+            name,
+            decoder,
+            contest.tokenizer,
+            questions,
+            examples=examples,
+            max_new_tokens=max_new_tokens,
+        ):
+            done += 1
+            progress(name, f"question {row.question + 1}", done / count)
+            yield row
 
 
 def written(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +19,8 @@ from gear_trt.spec.model_config import layer_ranges
 
 EVAL = "eval"
 _BITS = 8
+
+AnyRow = TypeVar("AnyRow", bound=BaseModel)
 
 
 class EvalRow(BaseModel):
@@ -137,8 +139,8 @@ def make_row(
     )
 
 
-def read_rows(path: Path) -> list[EvalRow]:
-    """Read the rows of a JSON lines file; rows of other kinds are left out.
+def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
+    """Read the rows of one kind of a JSON lines file; others are left out.
 
     Raises:
         GearError: `BAD_REQUEST`, naming the line that is no row.
@@ -148,8 +150,8 @@ def read_rows(path: Path) -> list[EvalRow]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             fields = json.loads(line)
-            if fields.get("benchmark") == EVAL:
-                rows.append(EvalRow.model_validate(fields))
+            if fields.get("benchmark") == kind.model_fields["benchmark"].default:
+                rows.append(kind.model_validate(fields))
         except (ValueError, AttributeError, ValidationError) as error:
             raise GearError(
                 ErrorCode.BAD_REQUEST,

@@ -13,7 +13,7 @@ from gear_trt.eval.steps import SLICE
 from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.spec.model_config import LayerRule
 from tests.eval.models import subject
-from tests.torch.networks import tokens
+from tests.torch.networks import SUPPORTED, tokens
 
 VOCABULARY, LENGTH = 7, UNSCORED + BLOCK + 10
 
@@ -118,6 +118,17 @@ def test_more_bits_diverge_less_and_rows_say_what_they_cost():
     assert four.cache_bytes_per_token > four.bytes_per_token, "buffers are counted"
     assert (four.tokens, four.sequences, four.context) == (2 * (200 - UNSCORED), 2, 200)
     assert [stage[0] for stage in stages] == ["uncompressed", "exact", "k4v4", "k2v2"]
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_exact_pages_do_not_diverge(family):
+    """Sliding windows and soft caps included: the yardstick is the model itself."""
+    tiny = subject(family)
+    exact = candidate.gear(
+        "exact", ModelConfig(CompressionConfig.preset("exact")), tiny.model.config
+    )
+    (row,) = judge(tiny, [exact], tokens(2, 201).numpy(), lambda *_: None, text_name="noise")
+    assert abs(row.kl) < 1e-6
 
 
 def test_layers_with_configs_of_their_own():

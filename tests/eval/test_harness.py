@@ -65,7 +65,9 @@ def test_a_local_task(model, tmp_path, monkeypatch):
     right = 0
     for document in documents[:4]:
         ids = Letters().encode(document["question"])
-        scores = [model._score(ids, Letters().encode(f" {item}"))[0] for item in document["choices"]]
+        scores = [
+            model._score(ids, Letters().encode(f" {item}"))[0] for item in document["choices"]
+        ]
         right += scores[document["label"]] == max(scores)
     assert (row.task, row.metric, row.samples) == ("tiny_choices", "acc,none", 4)
     assert row.value == right / 4
