@@ -9,6 +9,7 @@ from gear_trt.cli.doctor import doctor
 from gear_trt.cli.eval import app as eval_
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
+from gear_trt.cli.tune import tune
 
 app = typer.Typer(
     name="gear",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.command()(tune)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 app.add_typer(eval_, name="eval")

@@ -63,6 +63,12 @@ class CompressionConfig(BaseModel):
         1, description="1: Hadamard transform of V inside each head, undone on the output."
     )
 
+    fit_ranges: Literal[0, 1] = Field(
+        1,
+        description="1: the range of a group is fitted to its values; 0: it is from its smallest "
+        "to its largest value.",
+    )
+
     @model_validator(mode="after")
     def _refuse_corrections_of_exact_values(self) -> Self:
         for side, bits, rotated in (
@@ -138,6 +144,10 @@ PRESETS: dict[str, dict[str, int]] = {
     "k4v2": {"key_bits": 4, "value_bits": 2},
     "k3v2": {"key_bits": 3, "value_bits": 2},
     "k2v2": {"key_bits": 2, "value_bits": 2},
+    "near-lossless": {"key_bits": 4, "value_bits": 4, "chunk": 128},
+    "balanced": {"key_bits": 4, "value_bits": 3, "chunk": 128},
+    "small": {"key_bits": 3, "value_bits": 2, "chunk": 128},
+    "tiny": {"key_bits": 3, "value_bits": 2, "chunk": 128, "group_size": 64},
     "paper-4bit": {
         "key_bits": 4,
         "value_bits": 4,
@@ -149,6 +159,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "sinks": 0,
         "rotate_keys": 0,
         "rotate_values": 0,
+        "fit_ranges": 0,
     },
     "paper-2bit": {
         "key_bits": 2,
@@ -161,9 +172,11 @@ PRESETS: dict[str, dict[str, int]] = {
         "sinks": 0,
         "rotate_keys": 0,
         "rotate_values": 0,
+        "fit_ranges": 0,
     },
 }
 """Named configs. `paper-*` is GEAR as published (KCVT at 4 bits, KIVI g=64 at 2 bits, s = 2 %,
-r = 4), fitted per page; the others have sinks, rotation and 8-bit metadata, no corrections."""
+r = 4), fitted per page; the others have sinks, rotation, fitted ranges and 8-bit metadata, no
+corrections. The four with names are the best of their size that was found (docs/presets.md)."""
 
 DEFAULT_PRESET = "k4v4"
