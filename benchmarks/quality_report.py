@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from benchmarks.quality_candidates import BASES, FRONTIER, LADDER, PARTS, WIDTHS, variant
 from benchmarks.records import RESULTS
 from benchmarks.report import filled
+from gear_trt.bench.grid import parse_config
 from gear_trt.eval import plot
 from gear_trt.eval.candidate import GEAR
 from gear_trt.eval.greedy import GreedyRow
@@ -46,8 +47,11 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def rows() -> list[EvalRow]:
-    """Return the newest recorded row of each cache on each model and text."""
-    return newest(_recorded(EvalRow))
+    """Return the newest recorded row of each cache on each model and text.
+
+    Rows of a config whose name means another one today are left out.
+    """
+    return newest([row for row in _recorded(EvalRow) if _is_current(row)])
 
 
 def numbers() -> str:
@@ -59,6 +63,10 @@ def numbers() -> str:
         *_passkeys(_recorded(PasskeyRow)),
     ]
     return "\n".join(parts).strip() or NOTHING
+
+
+def _is_current(row: EvalRow) -> bool:
+    return row.kind != GEAR or row.config == parse_config(row.candidate).config.model_dump()
 
 
 def _recorded(kind: type[_Row]) -> list[_Row]:
@@ -88,12 +96,14 @@ def _quality(group: list[EvalRow]) -> Iterator[str]:
 
 def _frontier(group: Sequence[EvalRow]) -> Iterator[str]:
     peers = [row for row in group if row.kind != GEAR]
-    yield "| cache | bits | bytes/token | KL | top-1 % | perplexity × | best peer no larger |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        "| cache | bits | bytes/token | buffer | KL | top-1 % | perplexity × | best peer no larger |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for row in sorted(group, key=lambda row: -row.bits_per_element):
         yield (
             f"| {_label(row)} | {row.bits_per_element:.2f} | {row.bytes_per_token:,.0f} "
-            f"| {row.kl:.5f} ± {row.kl_error:.5f} "
+            f"| {row.buffer} | {row.kl:.5f} ± {row.kl_error:.5f} "
             f"| {100 * row.top1:.1f} ± {100 * row.top1_error:.1f} "
             f"| {row.perplexity_ratio:.4f} ± {row.perplexity_ratio_error:.4f} "
             f"| {_best_peer(row, peers) if row.kind == GEAR else ''} |"
@@ -108,10 +118,14 @@ def _label(row: EvalRow) -> str:
 
 
 def _best_peer(row: EvalRow, peers: Sequence[EvalRow]) -> str:
-    """Name the peer with the least KL among those that spend no more bits."""
-    no_larger = [peer for peer in peers if peer.bits_per_element <= row.bits_per_element]
+    """Name the peer with the least KL among those that spend no more bits and have its buffer."""
+    no_larger = [
+        peer
+        for peer in peers
+        if peer.bits_per_element <= row.bits_per_element and peer.buffer == row.buffer
+    ]
     if not no_larger:
-        return "none"
+        return "none with this buffer"
     best = min(no_larger, key=lambda peer: peer.kl)
     return f"{best.candidate}: {best.kl:.5f} at {best.bits_per_element:.2f}"
 

@@ -29,6 +29,7 @@ class CacheFacts:
         cache: The format, for people.
         bits_per_element: Of K and V together once a token is compressed; scales, mins, corrections
             and padding included.
+        buffer: Newest tokens that are uncompressed, at most.
         is_simulated: The cache holds the values that its format would give back, not the format.
         compression: Of caches that our kernels read: the config of every layer.
     """
@@ -37,6 +38,7 @@ class CacheFacts:
     kind: str
     cache: str
     bits_per_element: float
+    buffer: int
     is_simulated: bool = False
     compression: ModelConfig | None = None
 
@@ -62,6 +64,7 @@ def exact() -> Candidate:
         kind="transformers",
         cache="uncompressed",
         bits_per_element=EXACT_BITS,
+        buffer=0,
         make=lambda config: DynamicCache(config=config),
     )
 
@@ -86,6 +89,7 @@ def gear(name: str, compression: ModelConfig, config: PreTrainedConfig) -> Candi
         kind=GEAR,
         cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),
+        buffer=layers[0].chunk,
         make=lambda of: GearCache(of, compression),
         attention=ATTENTION_NAME,
         compression=compression,

@@ -57,6 +57,7 @@ class EngineSubject:
             bits_per_element=page_bytes_per_token(manifest.layers)
             * _BITS
             / self.elements_per_token,
+            buffer=configs[0].chunk,
             compression=_compression(configs),
         )
 

@@ -115,7 +115,7 @@ def simulated(
             )
         return Cache(layers=[SimulatedLayer(*layers(index)) for index in range(len(kinds))])
 
-    return Candidate(name, kind, cache, bits, is_simulated=True, make=make)
+    return Candidate(name, kind, cache, bits, CHUNK, is_simulated=True, make=make)
 
 
 def kivi_config(key_bits: int, value_bits: int, group_size: int) -> CompressionConfig:
@@ -185,6 +185,7 @@ def _transformers(
         "transformers",
         f"QuantizedCache, backend {backend}, groups of {group}",
         bits + 2 * FP16_BITS / group,
+        CHUNK,
         make=lambda config: QuantizedCache(
             backend,
             config,

@@ -45,6 +45,7 @@ class EvalRow(BaseModel):
         tokens: Tokens scored.
         bits_per_element: Of a compressed token, everything included.
         bytes_per_token: Likewise, K and V of all layers.
+        buffer: Newest tokens that are uncompressed, at most: compare caches that are equal in it.
         fp16_bytes_per_token: What an FP16 cache takes.
         cache_bytes_per_token: What the cache had in use at the end of the sequences per token,
             residual buffers included; None for caches that our kernels do not read.
@@ -74,6 +75,7 @@ class EvalRow(BaseModel):
     tokens: int
     bits_per_element: float
     bytes_per_token: float
+    buffer: int
     fp16_bytes_per_token: int
     cache_bytes_per_token: float | None
     kl: float
@@ -127,6 +129,7 @@ def make_row(
         tokens=scores.divergence_BT.size,
         bits_per_element=cache.bits_per_element,
         bytes_per_token=cache.bits_per_element * elements_per_token / _BITS,
+        buffer=cache.buffer,
         fp16_bytes_per_token=elements_per_token * FP16_BYTES,
         cache_bytes_per_token=None if cache_bytes is None else cache_bytes / sequences / context,
         kl=kl.mean,

@@ -11,12 +11,12 @@ from gear_trt.eval.records import EvalRow
 from gear_trt.spec import CompressionConfig
 
 
-def row(candidate, kl, bits, kind="gear", config=None):
+def row(candidate, kl, bits, kind="gear", config=None, buffer=64):
     return EvalRow(
         model="m", text="t", candidate=candidate, kind=kind, cache="", is_simulated=False,
         config=config, layer_configs={}, sequences=1, context=256, slice=12, tokens=192,
         bits_per_element=bits, bytes_per_token=bits * 10, fp16_bytes_per_token=160,
-        cache_bytes_per_token=None, kl=kl, kl_error=kl / 10, top1=0.9, top1_error=0.01,
+        buffer=buffer, cache_bytes_per_token=None, kl=kl, kl_error=kl / 10, top1=0.9, top1_error=0.01,
         exact_perplexity=10, perplexity_ratio=1 + kl, perplexity_ratio_error=0.01,
     )  # fmt: skip
 
@@ -33,10 +33,11 @@ def test_a_frontier_line_names_the_best_peer_that_is_no_larger():
         row("a", 0.004, 4.5, "kivi"),
         row("b", 0.003, 4.56, "llama.cpp"),
         row("c", 0.001, 4.6, "kivi"),
+        row("d", 0.001, 4.4, "kivi", buffer=128),
     ]
     lines = list(quality_report._frontier(rows))
-    assert [line.split("|")[1].strip(" *") for line in lines[2:-1]] == ["c", "k4v4", "b", "a"]
-    assert "b: 0.00300 at 4.56" in lines[3]
+    assert [line.split("|")[1].strip(" *") for line in lines[2:-1]] == ["c", "k4v4", "b", "a", "d"]
+    assert "b: 0.00300 at 4.56" in lines[3], "larger ones and other buffers do not count"
 
 
 def test_targets():
