@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=SEQUENCES)
     parser.add_argument("--context", type=int, default=CONTEXT)
     parser.add_argument("--parts", action="store_true", help="also the parts of GEAR one by one")
+    parser.add_argument("--only", nargs="+", help="names of the caches to measure")
     parser.add_argument("--again", action="store_true", help="also what has a row already")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # torch's threads spin while they wait: on busy machines less is more
@@ -83,7 +84,7 @@ def run(checkpoint: Checkpoint, configs: Sequence[str], arguments: argparse.Name
         candidates = [
             item
             for item in _candidates(subject.model, calibration_BT, configs)
-            if item.name not in done
+            if item.name not in done and item.name in (arguments.only or {item.name})
         ]
         for row in judge(subject, candidates, judged_BT, _say, text_name=text.name):
             append_rows("quality", [row.model_dump()])

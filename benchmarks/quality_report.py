@@ -96,9 +96,7 @@ def _quality(group: list[EvalRow]) -> Iterator[str]:
 
 def _frontier(group: Sequence[EvalRow]) -> Iterator[str]:
     peers = [row for row in group if row.kind != GEAR]
-    yield (
-        "| cache | bits | bytes/token | buffer | KL | top-1 % | perplexity × | best peer no larger |"
-    )
+    yield "| cache | bits | bytes/token | buffer | KL | top-1 % | perplexity × | best peer |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in sorted(group, key=lambda row: -row.bits_per_element):
         yield (

@@ -134,15 +134,14 @@ def layers(
     """
 
     def action() -> None:
-        import torch
-
         from gear_trt.bench.records import append_rows
         from gear_trt.eval.contest import open_network, with_peers
-        from gear_trt.eval.layers import LayerRow, layer_errors, record
+        from gear_trt.eval.layers import LayerRow, measure
         from gear_trt.eval.text import read_sequences
 
         if out:
             append_rows(out, [])
+        rows: list[LayerRow] = []
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
             contest = open_network(model, configs=config or (), threads=threads)
@@ -151,21 +150,7 @@ def layers(
                 text, contest.tokenizer, sequences=1 + bool(names), context=context
             )[:, :context]
             contest = with_peers(contest, names, tokens_BT[1:])
-            subject = contest.subject
-            progress("uncompressed", text.name, 0.0)
-            attended = record(subject.model, torch.from_numpy(tokens_BT[:1]))
-            rows: list[LayerRow] = []
-            for index, cache in enumerate(contest.caches):
-                progress(cache.name, text.name, index / len(contest.caches))
-                found = list(
-                    layer_errors(
-                        subject.model,
-                        cache,
-                        attended,
-                        model_name=subject.name,
-                        text_name=text.name,
-                    )
-                )
+            for found in measure(contest, tokens_BT[:1], progress, text_name=text.name):
                 rows += found
                 if out:
                     append_rows(out, [row.model_dump() for row in found])
@@ -395,7 +380,7 @@ def plot(
             output,
         )
         if json:
-            fields = {"measure": "plot", "files": [str(file) for file in files]}
+            fields: dict[str, object] = {"measure": "plot", "files": [str(file) for file in files]}
             _ui.emit_json(SCHEMA, fields)
             return
         for file in files:

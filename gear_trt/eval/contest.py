@@ -110,16 +110,25 @@ def with_peers(contest: Contest, names: Sequence[str], calibration_BT: NDArray[A
     """
     if not names:
         return contest
-    subject = contest.subject
-    if not isinstance(subject, NetworkSubject):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            "peers are caches of transformers, and an engine folder cannot run them",
-            hint="pass the GGUF file or Hugging Face folder that the engine comes from",
-        )
+    subject = network_of(contest)
     setting = Setting(subject.model, torch.from_numpy(calibration_BT))
     peers: list[Candidate] = [make_peer(name, setting) for name in names]
     return Contest(subject, contest.tokenizer, [*contest.caches, *peers])
+
+
+def network_of(contest: Contest) -> NetworkSubject:
+    """Return the transformers model of a contest.
+
+    Raises:
+        GearError: `BAD_REQUEST` for an engine.
+    """
+    if isinstance(contest.subject, NetworkSubject):
+        return contest.subject
+    raise GearError(
+        ErrorCode.BAD_REQUEST,
+        "an engine folder runs over its own cache only",
+        hint="pass the GGUF file or Hugging Face folder that the engine comes from",
+    )
 
 
 def _config(name: str) -> ModelConfig:

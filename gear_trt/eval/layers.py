@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gear_trt.bench.progress import Progress
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval.candidate import DENSE_ATTENTION, Candidate, Decoder, dense_attention
+from gear_trt.eval.contest import Contest, network_of
 from gear_trt.eval.divergence import UNSCORED
 from gear_trt.eval.steps import SLICE
 from gear_trt.torch.layer import GearLayer
@@ -76,6 +80,28 @@ class Attended:
 
 
 _recorded: list[Attended] = []
+
+
+def measure(
+    contest: Contest, tokens_1T: NDArray[np.int64], progress: Progress, *, text_name: str
+) -> Iterator[list[LayerRow]]:
+    """Yield the errors of all layers, one cache after the other.
+
+    Args:
+        contest: Of a transformers model.
+        tokens_1T: [1, T] token ids.
+        progress: Told which cache runs.
+        text_name: What rows call the text.
+
+    Raises:
+        GearError: `BAD_REQUEST` for models with sliding windows or soft caps.
+    """
+    name, model = contest.subject.name, network_of(contest).model
+    progress("uncompressed", text_name, 0.0)
+    attended = record(model, torch.from_numpy(tokens_1T))
+    for index, cache in enumerate(contest.caches):
+        progress(cache.name, text_name, index / len(contest.caches))
+        yield list(layer_errors(model, cache, attended, model_name=name, text_name=text_name))
 
 
 @torch.inference_mode()

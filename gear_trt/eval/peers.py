@@ -52,10 +52,11 @@ class Setting:
         """Per layer the largest magnitudes [1, H, 1, D] of keys and values."""
         decoder = Decoder(self.model, exact())
         decoder.step(self.calibration_BT)
-        return [(_largest(layer.keys), _largest(layer.values)) for layer in decoder.cache.layers]
+        layers: list[Any] = list(decoder.cache.layers)
+        return [(_largest(layer.keys), _largest(layer.values)) for layer in layers]
 
 
-class SimulatedLayer(DynamicLayer):
+class SimulatedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # transformers is untyped
     """Holds what a format gives back: full chunks go through it once, newer tokens stay exact.
 
     Args:
@@ -64,7 +65,7 @@ class SimulatedLayer(DynamicLayer):
     """
 
     def __init__(self, keys: Format, values: Format) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._formats = (keys, values)
         self._held = 0
 

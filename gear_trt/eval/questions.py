@@ -165,7 +165,7 @@ def written(
         if len(ids) == max_new_tokens or int(next_B[0]) == tokenizer.eos_token_id:
             break
         ids.append(int(next_B[0]))
-        text = tokenizer.decode(ids)
+        text = str(tokenizer.decode(ids))
         places = [text.find(stop) for stop in stops if stop in text]
         if places:
             return text[: min(places)]

@@ -16,8 +16,8 @@ def row(candidate, kl, bits, kind="gear", config=None, buffer=64):
         model="m", text="t", candidate=candidate, kind=kind, cache="", is_simulated=False,
         config=config, layer_configs={}, sequences=1, context=256, slice=12, tokens=192,
         bits_per_element=bits, bytes_per_token=bits * 10, fp16_bytes_per_token=160,
-        buffer=buffer, cache_bytes_per_token=None, kl=kl, kl_error=kl / 10, top1=0.9, top1_error=0.01,
-        exact_perplexity=10, perplexity_ratio=1 + kl, perplexity_ratio_error=0.01,
+        buffer=buffer, cache_bytes_per_token=None, kl=kl, kl_error=kl / 10, top1=0.9,
+        top1_error=0.01, exact_perplexity=10, perplexity_ratio=1 + kl, perplexity_ratio_error=0.01,
     )  # fmt: skip
 
 
