@@ -48,7 +48,10 @@ Config = Annotated[
     ),
 ]
 Peers = Annotated[
-    str, typer.Option(help="Peers to run beside, with commas between; `all` for every one.")
+    str,
+    typer.Option(
+        help="Peers to run beside, with commas between; `all` for every one that is installed."
+    ),
 ]
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences of the text, side by side.")]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
@@ -399,10 +402,10 @@ def _open(model: Path, config: list[str] | None, *, capacity: int | None, thread
 
 def _peer_names(text: str) -> tuple[str, ...]:
     from gear_trt.bench.grid import parse_names
-    from gear_trt.eval.peers import PEERS
+    from gear_trt.eval.peers import PEERS, available_peers
 
     if text == "all":
-        return tuple(PEERS)
+        return available_peers()
     return parse_names(text, "peer", PEERS) if text else ()
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from gear_trt.eval.divergence import CONFIDENCE
-from gear_trt.eval.steps import SLICE, Steps, feed
+from gear_trt.eval.steps import PROMPT_SLICE, Steps, feed
 
 
 class GreedyRow(BaseModel):
@@ -51,7 +51,7 @@ def continuations(decoder: Steps, prompts_BT: torch.Tensor) -> Iterator[torch.Te
         decoder: Forgets what it holds first.
         prompts_BT: [B, T] token ids.
     """
-    _, logits_BSV = deque(feed(decoder, prompts_BT, width=SLICE), maxlen=1).pop()
+    _, logits_BSV = deque(feed(decoder, prompts_BT, width=PROMPT_SLICE), maxlen=1).pop()
     while True:
         next_B = logits_BSV[:, -1].argmax(dim=-1)
         yield next_B

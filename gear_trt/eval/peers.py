@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, QuantizedCache
 from transformers.cache_utils import DynamicLayer
 
-from gear_trt.bench.dependencies import require
+from gear_trt.bench.dependencies import is_installed, require
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval import formats
 from gear_trt.eval.candidate import Candidate, Decoder, exact, gear, head_dim
@@ -173,12 +173,10 @@ def _llama_cpp(name: str, setting: Setting, *, format_: Format, bits: int) -> Ca
     return simulated(name, "llama.cpp", cache, total, lambda _: (format_, format_))
 
 
-def _transformers(
-    name: str, setting: Setting, *, backend: str, module: str, bits: int
-) -> Candidate:
+def _transformers(name: str, setting: Setting, *, backend: str, bits: int) -> Candidate:
     """The real `QuantizedCache`: whenever its buffer is full, it quantizes all that it holds."""
     del setting
-    require(module)
+    require(PACKAGES[name])
     group = 64
     axis = {"hqq": 1, "quanto": 0}[backend]  # as transformers' guide has them
     return Candidate(
@@ -222,12 +220,25 @@ PEERS: dict[str, Callable[[str, Setting], Candidate]] = {
     "ort-int4": partial(_static, kind="onnxruntime", bits=4, per_channel=True),
     "llama-q8_0": partial(_llama_cpp, format_=formats.q8_0, bits=8),
     "llama-q4_0": partial(_llama_cpp, format_=formats.q4_0, bits=4),
-    "hqq-4": partial(_transformers, backend="hqq", module="hqq", bits=4),
-    "hqq-2": partial(_transformers, backend="hqq", module="hqq", bits=2),
-    "quanto-4": partial(_transformers, backend="quanto", module="optimum.quanto", bits=4),
-    "quanto-2": partial(_transformers, backend="quanto", module="optimum.quanto", bits=2),
+    "hqq-4": partial(_transformers, backend="hqq", bits=4),
+    "hqq-2": partial(_transformers, backend="hqq", bits=2),
+    "quanto-4": partial(_transformers, backend="quanto", bits=4),
+    "quanto-2": partial(_transformers, backend="quanto", bits=2),
 }
 """Peers by name."""
+
+PACKAGES = {
+    "hqq-4": "hqq",
+    "hqq-2": "hqq",
+    "quanto-4": "optimum.quanto",
+    "quanto-2": "optimum.quanto",
+}
+"""Modules that real peers need."""
+
+
+def available_peers() -> tuple[str, ...]:
+    """Return the peers that run here: those whose packages are installed."""
+    return tuple(name for name in PEERS if is_installed(PACKAGES.get(name, "torch")))
 
 
 def make_peer(name: str, setting: Setting) -> Candidate:

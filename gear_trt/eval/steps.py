@@ -16,6 +16,8 @@ import torch
 
 SLICE = 12
 """Tokens of a sequence per call: with chunks of 64, sixteen slices meet sixteen phases."""
+PROMPT_SLICE = 60
+"""Likewise where nothing in the text is scored, only what is generated after it."""
 
 
 class Steps(Protocol):

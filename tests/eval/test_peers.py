@@ -6,14 +6,21 @@ from transformers import DynamicCache
 
 from gear_trt.bench import dependencies
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.eval import formats
+from gear_trt.eval import formats, peers
 from gear_trt.eval.candidate import Decoder, exact
-from gear_trt.eval.peers import CHUNK, PEERS, Setting, SimulatedLayer, make_peer
+from gear_trt.eval.peers import (
+    CHUNK,
+    PACKAGES,
+    PEERS,
+    Setting,
+    SimulatedLayer,
+    available_peers,
+    make_peer,
+)
 from gear_trt.eval.steps import feed
 from tests.eval.models import subject
 from tests.torch.networks import tokens
 
-OPTIONAL = {"hqq-4", "hqq-2", "quanto-4", "quanto-2"}
 BITS = {
     "kivi-k4v4-g32": 5.0,
     "per-token-4": 5.0,  # groups of a head's 32 channels
@@ -31,12 +38,9 @@ def setting():
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_peer_decodes(setting, name):
-    try:
-        peer = make_peer(name, setting)
-    except GearError as error:
-        assert error.code is ErrorCode.MISSING_DEPENDENCY
-        assert name in OPTIONAL
-        pytest.skip(str(error))
+    if name not in available_peers():
+        pytest.skip(f"{PACKAGES[name]} is not installed")
+    peer = make_peer(name, setting)
     decoder = Decoder(setting.model, peer)
     ids = tokens(2, CHUNK + 40)
     got = torch.cat([logits for _, logits in feed(decoder, ids, width=8)], dim=1)
@@ -79,7 +83,10 @@ def test_a_model_with_a_window_is_refused():
 
 
 def test_a_package_that_is_missing_is_named(setting, monkeypatch):
-    monkeypatch.setattr(dependencies, "is_installed", lambda _: False)
+    monkeypatch.setattr(dependencies, "is_installed", lambda name: name != "hqq")
+    monkeypatch.setattr(peers, "is_installed", lambda name: name != "hqq")
+    assert not {"hqq-4", "hqq-2"} & set(available_peers())
+    assert "kivi-k4v4-g64" in available_peers()
     with pytest.raises(GearError) as caught:
         make_peer("hqq-4", setting)
     assert caught.value.code is ErrorCode.MISSING_DEPENDENCY
