@@ -101,7 +101,9 @@ def _against_bytes(
                 elinewidth=0.8,
             )
             for row in shown:
-                _name(axis, row, value(row))
+                has_more = row.buffer > min(other.buffer for other in panel)
+                name = f"{row.candidate} (buffer {row.buffer})" if has_more else row.candidate
+                _name(axis, name, row.bytes_per_token, value(row))
         axis.set(xscale="log", yscale="log")
         axis.set_title(f"{panel[0].model}, {panel[0].text}, {panel[0].tokens} tokens", fontsize=10)
         axis.set_xlabel(f"cache bytes per token (FP16: {panel[0].fp16_bytes_per_token:,})")
@@ -145,14 +147,8 @@ def _by_layer(rows: Sequence[LayerRow]) -> Figure | None:
     return figure
 
 
-def _name(axis: Axes, row: EvalRow, height: float) -> None:
-    axis.annotate(
-        row.candidate,
-        (row.bytes_per_token, height),
-        xytext=(3, 3),
-        textcoords="offset points",
-        fontsize=6,
-    )
+def _name(axis: Axes, name: str, x: float, y: float) -> None:
+    axis.annotate(name, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
 
 
 def _grouped(rows: Iterable[_Row], key: Callable[[_Row], Hashable]) -> list[list[_Row]]:
