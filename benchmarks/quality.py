@@ -30,6 +30,7 @@ from gear_trt.eval.candidate import Candidate
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.judge import judge
 from gear_trt.eval.peers import PEERS, Setting, make_peer
+from gear_trt.eval.subject import NetworkSubject
 from gear_trt.eval.text import read_sequences
 from gear_trt.spec import ModelConfig
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=SEQUENCES)
     parser.add_argument("--context", type=int, default=CONTEXT)
     parser.add_argument("--parts", action="store_true", help="also the parts of GEAR one by one")
+    parser.add_argument("--only", nargs="+", help="names of the caches to measure")
     parser.add_argument("--again", action="store_true", help="also what has a row already")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # torch's threads spin while they wait: on busy machines less is more
@@ -72,18 +74,19 @@ def main() -> None:
 
 def run(checkpoint: Checkpoint, configs: Sequence[str], arguments: argparse.Namespace) -> None:
     """Measure one model on every text."""
-    model, tokenizer = checkpoint.network(), checkpoint.tokenizer()
+    subject = NetworkSubject(checkpoint.name, checkpoint.network())
+    tokenizer = checkpoint.tokenizer()
     sequences, context = arguments.sequences, arguments.context
     for text in arguments.text:
         tokens_BT = read_sequences(text, tokenizer, sequences=sequences + 1, context=context)
         judged_BT, calibration_BT = tokens_BT[:sequences], tokens_BT[sequences:, :context]
         done = set() if arguments.again else recorded(checkpoint.name, text.name, judged_BT)
         candidates = [
-            item for item in _candidates(model, calibration_BT, configs) if item.name not in done
+            item
+            for item in _candidates(subject.model, calibration_BT, configs)
+            if item.name not in done and item.name in (arguments.only or {item.name})
         ]
-        for row in judge(
-            model, candidates, judged_BT, _say, model_name=checkpoint.name, text_name=text.name
-        ):
+        for row in judge(subject, candidates, judged_BT, _say, text_name=text.name):
             append_rows("quality", [row.model_dump()])
             console.print(f"{row.candidate}: {row.bits_per_element:.2f} bits, KL {row.kl:.5f}")
 

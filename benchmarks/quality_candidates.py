@@ -11,6 +11,7 @@ FRONTIER = (
     "k4v4+key_bits=8,value_bits=8",
     "k4v4+value_bits=3",
     "k3v2+value_bits=3",
+    "k3v2+group_size=64",
 )
 """Presets, and what fills the gaps between them."""
 

@@ -51,7 +51,7 @@ def open_checkpoint(folder: Path, gguf_file: str | None, progress: Progress) -> 
     generation = network.generation_config.to_dict() if network.generation_config else {}
     return Source(
         model,
-        facts_of(name, config.to_dict(), generation),
+        facts_of(name, network.config.to_dict(), generation),
         partial(_write_companions, folder, gguf_file),
     )
 

@@ -6,6 +6,7 @@ import typer
 
 from gear_trt.cli.bench import app as bench
 from gear_trt.cli.doctor import doctor
+from gear_trt.cli.eval import app as eval_
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
 from gear_trt.cli.tune import tune
@@ -22,3 +23,4 @@ app.command()(inspect)
 app.command()(tune)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
+app.add_typer(eval_, name="eval")

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
-from gear_trt.spec import ModelConfig, bits_per_element
+from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.torch.cache import ATTENTION_NAME, GearCache
 
 GEAR = "gear"
 EXACT_BITS = 32.0
 DENSE_ATTENTION = "sdpa"
-"""transformers' attention over keys and values in full, for every cache but ours."""
+CAPPED_ATTENTION = "eager"
+"""transformers' attention over keys and values in full; only the second one knows soft caps."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One kind of cache for transformers models.
+class CacheFacts:
+    """What rows say of a cache.
 
     Attributes:
         name: Unique within a run.
@@ -28,8 +29,7 @@ class Candidate:
         cache: The format, for people.
         bits_per_element: Of K and V together once a token is compressed; scales, mins, corrections
             and padding included.
-        make: Returns an empty cache for models of a config.
-        attention: Attention implementation that reads it.
+        buffer: Newest tokens that are uncompressed, at most.
         is_simulated: The cache holds the values that its format would give back, not the format.
         compression: Of caches that our kernels read: the config of every layer.
     """
@@ -38,10 +38,23 @@ class Candidate:
     kind: str
     cache: str
     bits_per_element: float
-    make: Callable[[PreTrainedConfig], Cache]
-    attention: str = DENSE_ATTENTION
+    buffer: int
     is_simulated: bool = False
     compression: ModelConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(CacheFacts):
+    """A kind of cache for transformers models.
+
+    Attributes:
+        make: Returns an empty cache for models of a config.
+        attention: Attention implementation that reads it; None where it gives keys and values in
+            full.
+    """
+
+    make: Callable[[PreTrainedConfig], Cache]
+    attention: str | None = None
 
 
 def exact() -> Candidate:
@@ -51,6 +64,7 @@ def exact() -> Candidate:
         kind="transformers",
         cache="uncompressed",
         bits_per_element=EXACT_BITS,
+        buffer=0,
         make=lambda config: DynamicCache(config=config),
     )
 
@@ -73,12 +87,25 @@ def gear(name: str, compression: ModelConfig, config: PreTrainedConfig) -> Candi
     return Candidate(
         name=name,
         kind=GEAR,
-        cache=f"pages of {layers[0].chunk} tokens, {layers[0].sinks} sinks",
+        cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),
+        buffer=layers[0].chunk,
         make=lambda of: GearCache(of, compression),
         attention=ATTENTION_NAME,
         compression=compression,
     )
+
+
+def describe(config: CompressionConfig) -> str:
+    """Return a line on what all layers of our cache have in common."""
+    return f"pages of {config.chunk} tokens, {config.sinks} sinks"
+
+
+def dense_attention(config: PreTrainedConfig) -> str:
+    """Name of transformers' own attention for a model."""
+    text = config.get_text_config(decoder=True)
+    has_cap = getattr(text, "attn_logit_softcapping", None)
+    return CAPPED_ATTENTION if has_cap else DENSE_ATTENTION
 
 
 def head_dim(config: PreTrainedConfig) -> int:
@@ -88,7 +115,7 @@ def head_dim(config: PreTrainedConfig) -> int:
 
 
 class Decoder:
-    """A model that decodes over one kind of cache.
+    """A transformers model that decodes over one kind of cache (`gear_trt.eval.steps.Steps`).
 
     Args:
         model: Shared: its attention implementation is set anew at every step.
@@ -112,6 +139,12 @@ class Decoder:
         logits: torch.Tensor = self._model(tokens_BS, past_key_values=self.cache).logits
         return logits.float()
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes in use, where the cache is ours."""
+        return self.cache.nbytes if isinstance(self.cache, GearCache) else None
+
     def _use_attention(self) -> None:
-        if self._model.config._attn_implementation != self._candidate.attention:
-            self._model.set_attn_implementation(self._candidate.attention)
+        wanted = self._candidate.attention or dense_attention(self._model.config)
+        if self._model.config._attn_implementation != wanted:
+            self._model.set_attn_implementation(wanted)

@@ -45,7 +45,8 @@ class Checkpoint:
         Raises:
             GearError: `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`.
         """
-        return load_network(self._folder, self._gguf_file, DENSE_ATTENTION).eval()
+        network: Any = load_network(self._folder, self._gguf_file, DENSE_ATTENTION)
+        return network.eval()
 
     def tokenizer(self) -> Any:  # noqa: ANN401 - of many classes
         """Load the tokenizer.

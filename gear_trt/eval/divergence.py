@@ -1,11 +1,4 @@
-"""How far a cache moves the model's next-token distributions, beside the uncompressed cache.
-
-The protocol, the same for every cache: sequences of real text are fed in slices, teacher-forced.
-Inside a slice attention is exact; everything older has gone through the cache, of which the newest
-chunk at most is still in the residual buffer. A slice is short, so that a query sees about as many
-exact tokens as when one token is decoded at a time, and no divisor of a chunk, so that pages fill
-at every phase of a slice whatever the number of sinks.
-"""
+"""How far a cache moves the model's next-token distributions, beside the uncompressed cache."""
 
 from __future__ import annotations
 
@@ -13,14 +6,13 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-SLICE = 12
-"""Tokens of a sequence per call: with chunks of 64, sixteen slices meet sixteen phases."""
+from gear_trt.eval.steps import SLICE, Steps, feed
+
 BLOCK = 64
 """Consecutive tokens that count as one observation: neighbours are correlated."""
 UNSCORED = 64
@@ -29,18 +21,6 @@ CONFIDENCE = 1.96
 """Standard errors on both sides that hold 95 % of a normal distribution."""
 
 FloatArray = NDArray[np.float64]
-
-
-class Steps(Protocol):
-    """What can be judged: a model with a cache for B sequences."""
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        ...
-
-    def step(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        """Append tokens to every sequence and return their logits [B, S, vocab_size] float32."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -150,10 +130,8 @@ class Yardstick:
 
     def _slices(self, decoder: Steps) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield the start of every slice and its log-probabilities [B, S, vocab_size]."""
-        decoder.reset()
-        for start in range(0, self.tokens_BT.shape[1] - 1, SLICE):
-            end = min(start + SLICE, self.tokens_BT.shape[1] - 1)
-            yield start, torch.log_softmax(decoder.step(self.tokens_BT[:, start:end]), dim=-1)
+        for start, logits_BSV in feed(decoder, self.tokens_BT[:, :-1], width=SLICE):
+            yield start, torch.log_softmax(logits_BSV, dim=-1)
 
 
 def _compare(

@@ -20,7 +20,7 @@ FP8_MAX = float(torch.finfo(torch.float8_e4m3fn).max)
 
 def per_token(x_CD: Tensor, *, bits: int, group: int) -> Tensor:
     """Asymmetric codes; a group is consecutive channels of a token, with FP16 scale and min."""
-    groups = x_CD.unflatten(CHANNELS, (-1, min(group, x_CD.shape[CHANNELS])))
+    groups = _grouped(x_CD, min(group, x_CD.shape[CHANNELS]))
     low = groups.amin(CHANNELS, keepdim=True)
     steps = 2**bits - 1
     scale = _half((groups.amax(CHANNELS, keepdim=True) - low) / steps)
@@ -43,13 +43,14 @@ def symmetric(x_CD: Tensor, *, bits: int, largest: Tensor) -> Tensor:
         largest: Magnitude that the largest code stands for, broadcast over the values.
     """
     limit = 2 ** (bits - 1)
-    scale = largest / (limit - 1)
-    return _divided(x_CD, scale).round().clamp(-limit, limit - 1) * scale
+    scale: Tensor = largest / (limit - 1)
+    codes = _divided(x_CD, scale).round().clamp(-limit, limit - 1)
+    return codes * scale
 
 
 def q8_0(x_CD: Tensor) -> Tensor:
     """llama.cpp's blocks of 32 channels: int8 codes and an FP16 scale."""
-    blocks = x_CD.unflatten(CHANNELS, (-1, BLOCK))
+    blocks = _grouped(x_CD, BLOCK)
     scale = blocks.abs().amax(CHANNELS, keepdim=True) / 127
     codes = _divided(blocks, scale)
     codes = codes.sign() * (codes.abs() + 0.5).floor()  # C's roundf: halves away from zero
@@ -58,11 +59,16 @@ def q8_0(x_CD: Tensor) -> Tensor:
 
 def q4_0(x_CD: Tensor) -> Tensor:
     """llama.cpp's blocks of 32 channels: 4-bit codes whose −8 is the largest magnitude."""
-    blocks = x_CD.unflatten(CHANNELS, (-1, BLOCK))
+    blocks = _grouped(x_CD, BLOCK)
     place = blocks.abs().argmax(CHANNELS, keepdim=True)
     scale = blocks.gather(CHANNELS, place) / -8
     codes = (_divided(blocks, scale) + 8.5).floor().clamp(max=15) - 8
     return (codes * _half(scale)).flatten(-2)
+
+
+def _grouped(x_CD: Tensor, size: int) -> Tensor:
+    """Split the channels: [..., C, D / size, size]."""
+    return x_CD.reshape(*x_CD.shape[:CHANNELS], -1, size)
 
 
 def _half(x: Tensor) -> Tensor:
@@ -70,5 +76,5 @@ def _half(x: Tensor) -> Tensor:
 
 
 def _divided(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale, and 0 where the scale is 0."""
+    """Return x / scale, and 0 where the scale is 0."""
     return torch.where(scale == 0, 0.0, x / scale)

@@ -1,59 +1,61 @@
-"""Judging caches of a transformers model on a text, one after the other."""
+"""Judging caches of a model on a text, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gear_trt.bench.progress import Progress
-from gear_trt.eval.candidate import Candidate, Decoder, exact, head_dim
-from gear_trt.eval.divergence import Yardstick
+from gear_trt.errors import ErrorCode, GearError
+from gear_trt.eval.divergence import UNSCORED, Yardstick
 from gear_trt.eval.records import EvalRow, make_row
-from gear_trt.torch import GearCache
+from gear_trt.eval.subject import AnyCache, Subject
 
 
 def judge(
-    model: Any,  # noqa: ANN401 - untyped
-    candidates: Sequence[Candidate],
+    subject: Subject[AnyCache],
+    caches: Sequence[AnyCache],
     tokens_BT: NDArray[np.int64],
     progress: Progress,
     *,
-    model_name: str,
     text_name: str,
 ) -> Iterator[EvalRow]:
-    """Yield a row for each candidate as soon as it is judged.
+    """Yield a row for each cache as soon as it is judged.
 
     Args:
-        model: A model of transformers, in eval mode.
-        candidates: Caches.
+        subject: The model.
+        caches: What to judge.
         tokens_BT: [B, T + 1] token ids; the last column is only a target.
-        progress: Told which candidate runs.
-        model_name: What rows call the model.
+        progress: Told which cache runs.
         text_name: What rows call the text.
+
+    Raises:
+        GearError: `BAD_REQUEST` for sequences that are too short to be judged, or too long for the
+            model.
     """
-    count = len(candidates) + 1
+    context = tokens_BT.shape[1] - 1
+    if not UNSCORED < context <= subject.max_context:
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"sequences of {context} tokens cannot be judged",
+            hint=f"they must be longer than {UNSCORED} tokens, while which nothing is compressed, "
+            f"and this model holds {subject.max_context}",
+        )
+    count = len(caches) + 1
     progress("uncompressed", text_name, 0)
-    yardstick = Yardstick(Decoder(model, exact()), tokens_BT)
-    for index, candidate in enumerate(candidates, start=1):
-        progress(candidate.name, text_name, index / count)
-        decoder = Decoder(model, candidate)
+    yardstick = Yardstick(subject.exact(), tokens_BT)
+    for index, cache in enumerate(caches, start=1):
+        progress(cache.name, text_name, index / count)
+        decoder = subject.with_cache(cache)
         scores = yardstick.judge(decoder)
         yield make_row(
-            candidate,
+            cache,
             scores,
-            model=model_name,
+            model=subject.name,
             text=text_name,
-            context=tokens_BT.shape[1] - 1,
-            elements_per_token=elements_per_token(model.config),
-            cache_bytes=decoder.cache.nbytes if isinstance(decoder.cache, GearCache) else None,
+            context=context,
+            elements_per_token=subject.elements_per_token,
+            cache_bytes=decoder.cache_bytes,
         )
-
-
-def elements_per_token(config: Any) -> int:  # noqa: ANN401 - untyped
-    """K and V elements of a token, all layers."""
-    text = config.get_text_config(decoder=True)
-    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return 2 * int(text.num_hidden_layers) * int(kv_heads) * head_dim(config)

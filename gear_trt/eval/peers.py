@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, QuantizedCache
 from transformers.cache_utils import DynamicLayer
 
-from gear_trt.bench.dependencies import require
+from gear_trt.bench.dependencies import is_installed, require
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval import formats
 from gear_trt.eval.candidate import Candidate, Decoder, exact, gear, head_dim
@@ -52,11 +52,12 @@ class Setting:
         """Per layer the largest magnitudes [1, H, 1, D] of keys and values."""
         decoder = Decoder(self.model, exact())
         decoder.step(self.calibration_BT)
-        return [(_largest(layer.keys), _largest(layer.values)) for layer in decoder.cache.layers]
+        layers: list[Any] = list(decoder.cache.layers)
+        return [(_largest(layer.keys), _largest(layer.values)) for layer in layers]
 
 
-class SimulatedLayer(DynamicLayer):
-    """Holds what a format gives back: full chunks go through it once, newer tokens stay as they are.
+class SimulatedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # transformers is untyped
+    """Holds what a format gives back: full chunks go through it once, newer tokens stay exact.
 
     Args:
         keys: Format of the keys.
@@ -64,7 +65,7 @@ class SimulatedLayer(DynamicLayer):
     """
 
     def __init__(self, keys: Format, values: Format) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._formats = (keys, values)
         self._held = 0
 
@@ -115,7 +116,7 @@ def simulated(
             )
         return Cache(layers=[SimulatedLayer(*layers(index)) for index in range(len(kinds))])
 
-    return Candidate(name, kind, cache, bits, make, is_simulated=True)
+    return Candidate(name, kind, cache, bits, CHUNK, is_simulated=True, make=make)
 
 
 def kivi_config(key_bits: int, value_bits: int, group_size: int) -> CompressionConfig:
@@ -172,12 +173,10 @@ def _llama_cpp(name: str, setting: Setting, *, format_: Format, bits: int) -> Ca
     return simulated(name, "llama.cpp", cache, total, lambda _: (format_, format_))
 
 
-def _transformers(
-    name: str, setting: Setting, *, backend: str, module: str, bits: int
-) -> Candidate:
-    """The real `QuantizedCache`: it quantizes all that it holds anew whenever its buffer is full."""
+def _transformers(name: str, setting: Setting, *, backend: str, bits: int) -> Candidate:
+    """The real `QuantizedCache`: whenever its buffer is full, it quantizes all that it holds."""
     del setting
-    require(module)
+    require(PACKAGES[name])
     group = 64
     axis = {"hqq": 1, "quanto": 0}[backend]  # as transformers' guide has them
     return Candidate(
@@ -185,11 +184,17 @@ def _transformers(
         "transformers",
         f"QuantizedCache, backend {backend}, groups of {group}",
         bits + 2 * FP16_BITS / group,
-        lambda config: QuantizedCache(
-            backend, config, nbits=bits, axis_key=axis, axis_value=axis, q_group_size=group,
+        CHUNK,
+        make=lambda config: QuantizedCache(
+            backend,
+            config,
+            nbits=bits,
+            axis_key=axis,
+            axis_value=axis,
+            q_group_size=group,
             residual_length=CHUNK,
         ),
-    )  # fmt: skip
+    )
 
 
 KIVI: dict[str, tuple[int, int, int]] = {
@@ -215,12 +220,25 @@ PEERS: dict[str, Callable[[str, Setting], Candidate]] = {
     "ort-int4": partial(_static, kind="onnxruntime", bits=4, per_channel=True),
     "llama-q8_0": partial(_llama_cpp, format_=formats.q8_0, bits=8),
     "llama-q4_0": partial(_llama_cpp, format_=formats.q4_0, bits=4),
-    "hqq-4": partial(_transformers, backend="hqq", module="hqq", bits=4),
-    "hqq-2": partial(_transformers, backend="hqq", module="hqq", bits=2),
-    "quanto-4": partial(_transformers, backend="quanto", module="optimum.quanto", bits=4),
-    "quanto-2": partial(_transformers, backend="quanto", module="optimum.quanto", bits=2),
+    "hqq-4": partial(_transformers, backend="hqq", bits=4),
+    "hqq-2": partial(_transformers, backend="hqq", bits=2),
+    "quanto-4": partial(_transformers, backend="quanto", bits=4),
+    "quanto-2": partial(_transformers, backend="quanto", bits=2),
 }
 """Peers by name."""
+
+PACKAGES = {
+    "hqq-4": "hqq",
+    "hqq-2": "hqq",
+    "quanto-4": "optimum.quanto",
+    "quanto-2": "optimum.quanto",
+}
+"""Modules that real peers need."""
+
+
+def available_peers() -> tuple[str, ...]:
+    """Return the peers that run here: those whose packages are installed."""
+    return tuple(name for name in PEERS if is_installed(PACKAGES.get(name, "torch")))
 
 
 def make_peer(name: str, setting: Setting) -> Candidate:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.eval.candidate import Candidate
-from gear_trt.eval.divergence import SLICE, Scores
+from gear_trt.eval.candidate import CacheFacts
+from gear_trt.eval.divergence import Scores
+from gear_trt.eval.steps import SLICE
 from gear_trt.runtime.footprint import FP16_BYTES
 from gear_trt.spec import ModelConfig
 from gear_trt.spec.model_config import layer_ranges
@@ -19,10 +20,13 @@ from gear_trt.spec.model_config import layer_ranges
 EVAL = "eval"
 _BITS = 8
 
+AnyRow = TypeVar("AnyRow", bound=BaseModel)
+
 
 class EvalRow(BaseModel):
-    """One cache beside the uncompressed one, on one text; every `_error` is half the width of a
-    95 % confidence interval.
+    """One cache beside the uncompressed one, on one text.
+
+    Every `_error` is half the width of a 95 % confidence interval.
 
     Attributes:
         benchmark: `eval`.
@@ -41,6 +45,7 @@ class EvalRow(BaseModel):
         tokens: Tokens scored.
         bits_per_element: Of a compressed token, everything included.
         bytes_per_token: Likewise, K and V of all layers.
+        buffer: Newest tokens that are uncompressed, at most: compare caches that are equal in it.
         fp16_bytes_per_token: What an FP16 cache takes.
         cache_bytes_per_token: What the cache had in use at the end of the sequences per token,
             residual buffers included; None for caches that our kernels do not read.
@@ -70,6 +75,7 @@ class EvalRow(BaseModel):
     tokens: int
     bits_per_element: float
     bytes_per_token: float
+    buffer: int
     fp16_bytes_per_token: int
     cache_bytes_per_token: float | None
     kl: float
@@ -87,7 +93,7 @@ class EvalRow(BaseModel):
 
 
 def make_row(
-    candidate: Candidate,
+    cache: CacheFacts,
     scores: Scores,
     *,
     model: str,
@@ -96,10 +102,10 @@ def make_row(
     elements_per_token: int,
     cache_bytes: int | None,
 ) -> EvalRow:
-    """Return the row of a candidate.
+    """Return the row of a cache.
 
     Args:
-        candidate: What was judged.
+        cache: What was judged.
         scores: How it fared.
         model: Name of the model.
         text: Name of the text.
@@ -112,17 +118,18 @@ def make_row(
     return EvalRow(
         model=model,
         text=text,
-        candidate=candidate.name,
-        kind=candidate.kind,
-        cache=candidate.cache,
-        is_simulated=candidate.is_simulated,
-        **_configs(candidate.compression),
+        candidate=cache.name,
+        kind=cache.kind,
+        cache=cache.cache,
+        is_simulated=cache.is_simulated,
+        **_configs(cache.compression),
         sequences=sequences,
         context=context,
         slice=SLICE,
         tokens=scores.divergence_BT.size,
-        bits_per_element=candidate.bits_per_element,
-        bytes_per_token=candidate.bits_per_element * elements_per_token / _BITS,
+        bits_per_element=cache.bits_per_element,
+        bytes_per_token=cache.bits_per_element * elements_per_token / _BITS,
+        buffer=cache.buffer,
         fp16_bytes_per_token=elements_per_token * FP16_BYTES,
         cache_bytes_per_token=None if cache_bytes is None else cache_bytes / sequences / context,
         kl=kl.mean,
@@ -135,8 +142,8 @@ def make_row(
     )
 
 
-def read_rows(path: Path) -> list[EvalRow]:
-    """Read the rows of a JSON lines file; rows of other kinds are left out.
+def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
+    """Read the rows of one kind of a JSON lines file; others are left out.
 
     Raises:
         GearError: `BAD_REQUEST`, naming the line that is no row.
@@ -146,8 +153,8 @@ def read_rows(path: Path) -> list[EvalRow]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             fields = json.loads(line)
-            if fields.get("benchmark") == EVAL:
-                rows.append(EvalRow.model_validate(fields))
+            if fields.get("benchmark") == kind.model_fields["benchmark"].default:
+                rows.append(kind.model_validate(fields))
         except (ValueError, AttributeError, ValidationError) as error:
             raise GearError(
                 ErrorCode.BAD_REQUEST,

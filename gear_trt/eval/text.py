@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,22 @@ from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
 
+LINES_SUFFIX = ".jsonl"
 _CHARACTERS_PER_TOKEN = 16
 """More than any tokenizer needs on prose: how much of a long file is read."""
 
 
 def read_sequences(
     path: Path,
-    tokenizer: Any,
+    tokenizer: Any,  # noqa: ANN401 - untyped
     *,
     sequences: int,
-    context: int,  # noqa: ANN401 - untyped
+    context: int,
 ) -> NDArray[np.int64]:
     """Return the first tokens of a text.
 
     Args:
-        path: A text file.
+        path: A text file, or JSON lines whose texts are read one after the other.
         tokenizer: Of the model.
         sequences: B.
         context: T, tokens of a sequence that the model reads.
@@ -38,11 +40,12 @@ def read_sequences(
     """
     needed = sequences * (context + 1)
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(needed * _CHARACTERS_PER_TOKEN)
-    except UnicodeDecodeError:
+        text = _read(path, needed * _CHARACTERS_PER_TOKEN)
+    except ValueError:  # no UTF-8, or no JSON
         raise GearError(
-            ErrorCode.BAD_REQUEST, f"{path} is no UTF-8 text", hint="pass a plain text file"
+            ErrorCode.BAD_REQUEST,
+            f"{path} is no text",
+            hint="pass plain text in UTF-8, or JSON lines with texts",
         ) from None
     ids = np.array(tokenizer.encode(text, verbose=False), np.int64)
     if len(ids) < needed:
@@ -52,3 +55,14 @@ def read_sequences(
             hint="pass a longer text, or ask for fewer or shorter sequences",
         )
     return ids[:needed].reshape(sequences, context + 1)
+
+
+def _read(path: Path, characters: int) -> str:
+    with path.open(encoding="utf-8") as file:
+        if path.suffix != LINES_SUFFIX:
+            return file.read(characters)
+        texts = [
+            "\n".join(value for value in json.loads(line).values() if isinstance(value, str))
+            for line in file.read(characters).splitlines()[:-1]  # the last one may be cut
+        ]
+    return "\n\n".join(texts)
