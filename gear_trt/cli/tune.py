@@ -17,7 +17,7 @@ from gear_trt.spec.model_config import layer_ranges
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gear_trt.tune.tuning import Tuning
+    from gear_trt.tune.tuning import Tuner, Tuning
 
 SCHEMA = "gear.tune/1"
 MIN_TOKENS = 192
@@ -99,9 +99,7 @@ def tune(
                 progress("writing", "the text to measure on", 0.0)
                 ids = write_tokens(network, tokens)
             tuner = Tuner(network, ids, base, progress)
-            tuning = (
-                tuner.below_kl(target_kl) if target_bits is None else tuner.within_bits(target_bits)
-            )
+            tuning = _reach(tuner, target_bits, target_kl)
         source = text.name if text else "text that it wrote"
         note = (
             f"gear tune {checkpoint.name}: {tuning.bits_per_element:.3f} bits per element,\n"
@@ -126,6 +124,14 @@ def _check_output(path: Path, *, force: bool) -> None:
         raise GearError(
             ErrorCode.MISSING_FILE, f"there is no folder {path.parent}", hint="make it first"
         )
+
+
+def _reach(tuner: Tuner, bits: float | None, kl: float | None) -> Tuning:
+    if bits is not None:
+        return tuner.within_bits(bits)
+    if kl is not None:
+        return tuner.below_kl(kl)
+    raise ValueError("no target")
 
 
 def _fields(tuning: Tuning) -> dict[str, object]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from gear_trt.eval.divergence import SLICE
+from gear_trt.eval.steps import SLICE
 from gear_trt.spec import CompressionConfig
 from gear_trt.torch.cache import ATTENTION_NAME
 from gear_trt.torch.layer import GearLayer
@@ -25,7 +25,7 @@ Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
 
 
-class ProbeLayer(GearLayer, Generic[Key]):
+class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
     """A layer that attends to uncompressed tokens and compares every option with that.
 
     Attributes:
@@ -67,13 +67,15 @@ class ProbeLayer(GearLayer, Generic[Key]):
             layer.lazy_initialization(key_BSHD.transpose(1, 2), value_BSHD.transpose(1, 2))
             outputs = []
             for start in range(0, query_BSND.shape[1], SLICE):
-                parts = [
+                query, key, value = (
                     tensor[:, start : start + SLICE]
                     for tensor in (query_BSND, key_BSHD, value_BSHD)
-                ]
-                counts = (parts[0].shape[1],) * len(query_BSND)
+                )
+                counts = (query.shape[1],) * len(query)
                 tokens = NewTokens(past=tuple(layer.lengths), counts=counts, order=None)
-                outputs.append(layer.attend(*parts, tokens, scale=scale, softcap=softcap))
+                outputs.append(
+                    layer.attend(query, key, value, tokens, scale=scale, softcap=softcap)
+                )
             return torch.cat(outputs, dim=1)
 
         exact = super().attend(query_BSND, key_BSHD, value_BSHD, new, scale=scale, softcap=softcap)
