@@ -127,16 +127,16 @@ def _pictures() -> Iterator[str]:
         yield ""
 
 
-def filled(page: str, text: str) -> str:
+def filled(page: str, text: str, *, begin: str = BEGIN) -> str:
     """Return a page with `text` between its markers.
 
     Raises:
         ValueError: The page has no markers.
     """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    pattern = re.compile(f"{re.escape(begin)}.*{re.escape(END)}", re.DOTALL)
     if not pattern.search(page):
-        raise ValueError(f"the page has no lines\n{BEGIN}\n{END}")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page)
+        raise ValueError(f"the page has no lines\n{begin}\n{END}")
+    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{END}", page)
 
 
 def write() -> None:

@@ -20,7 +20,7 @@ from gear_trt.spec import CompressionConfig
 
 FloatArray = NDArray[np.float32]
 
-PLAIN = CompressionConfig(sinks=0, rotate_keys=0, rotate_values=0)
+PLAIN = CompressionConfig(sinks=0, rotate_keys=0, rotate_values=0, fit_ranges=0)
 """4 bits, two-level metadata, nothing else: rows change it one axis at a time."""
 
 
@@ -91,6 +91,13 @@ def _compression_cases() -> Iterator[CompressionCase]:
         for factor_bits in (4, 8, 16):
             config = _config(rank=rank, factor_bits=factor_bits)
             yield CompressionCase(f"rank-{rank}-factors-{factor_bits}", config)
+    for bits in (2, 3, 4, 8):
+        for metadata_bits in (8, 16):
+            fitted = _bits(bits, bits, fit_ranges=1, metadata_bits=metadata_bits)
+            yield CompressionCase(f"fitted-{bits}-metadata-{metadata_bits}", fitted, seeds=2)
+    for group_size, chunk, head_dim in ((64, 64, 80), (128, 128, 128), (32, 128, 16)):
+        wide = _bits(3, 2, fit_ranges=1, group_size=group_size, chunk=chunk, outliers=2)
+        yield CompressionCase(f"fitted-group-{group_size}-dim-{head_dim}", wide, head_dim)
     everything = _bits(
         3, 2, rank=2, outliers=2, chunk=128, rotate_keys=1, rotate_values=1, power_iters=1
     )

@@ -46,22 +46,62 @@ def open_checkpoint(
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`.
     """
-    if gguf_file is not None:
-        _check_gguf(folder / gguf_file)
     name = gguf_file or folder.resolve().name
     progress(f"loading {name}")
-    with _quiet(), _explained(folder / (gguf_file or "")):
-        config = _load_config(folder, gguf_file)
-        torch_export.check_config(config)
-        network = _load_model(folder, gguf_file, config, dtype)
+    network = load_network(
+        folder, gguf_file, attention=torch_export.register_attention(), dtype=dtype
+    )
     progress(f"exporting {name} with torch.onnx")
     model = torch_export.to_onnx(network)
     generation = network.generation_config.to_dict() if network.generation_config else {}
     return Source(
         model,
-        facts_of(name, config.to_dict(), generation),
+        facts_of(name, network.config.to_dict(), generation),
         partial(_write_companions, folder, gguf_file),
     )
+
+
+def load_network(
+    folder: Path, gguf_file: str | None, *, attention: str, dtype: Dtype | None = None
+) -> PreTrainedModel:
+    """Load a checkpoint that can be exported.
+
+    Args:
+        folder: The folder that holds it.
+        gguf_file: Name of the GGUF file in it; None for safetensors.
+        attention: Name of transformers' attention implementation.
+        dtype: Type of weights and activations; None means what `export_dtype` chooses.
+
+    Raises:
+        GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`.
+    """
+    if gguf_file is not None:
+        _check_gguf(folder / gguf_file)
+    with _quiet(), _explained(folder / (gguf_file or "")):
+        config = _load_config(folder, gguf_file)
+        torch_export.check_config(config)
+        return _load_model(folder, gguf_file, config, attention, dtype)
+
+
+def load_tokenizer(folder: Path, gguf_file: str | None) -> Any:  # noqa: ANN401 - of many classes
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        GearError: `MISSING_FILE` where it has none, or none that can be converted.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **_gguf(gguf_file)
+            )
+    except Exception as error:  # each of the converters raises errors of its own
+        raise GearError(
+            ErrorCode.MISSING_FILE,
+            f"the tokenizer of {folder / (gguf_file or '')} cannot be loaded: {_first_line(error)}",
+            hint="put tokenizer.json beside the model",
+        ) from error
 
 
 def _check_gguf(path: Path) -> None:
@@ -87,7 +127,11 @@ def _load_config(folder: Path, gguf_file: str | None) -> PreTrainedConfig:
 
 
 def _load_model(
-    folder: Path, gguf_file: str | None, config: PreTrainedConfig, dtype: Dtype | None
+    folder: Path,
+    gguf_file: str | None,
+    config: PreTrainedConfig,
+    attention: str,
+    dtype: Dtype | None,
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
@@ -95,7 +139,7 @@ def _load_model(
         folder,
         config=config,
         dtype=torch_export.export_dtype(config, dtype),
-        attn_implementation=torch_export.register_attention(),
+        attn_implementation=attention,
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -123,16 +167,10 @@ def _write_companions(folder: Path, gguf_file: str | None, target: Path) -> None
 
 def _convert_tokenizer(folder: Path, gguf_file: str | None, target: Path) -> None:
     """Write the tokenizer of a GGUF file, or of an older format; an engine is of use without."""
-    from transformers import AutoTokenizer
-
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **_gguf(gguf_file)
-            )
-            tokenizer.save_pretrained(target)
-    except Exception as error:  # each of the converters raises errors of its own
-        log.warning("the tokenizer cannot be converted: %s", _first_line(error))
+        load_tokenizer(folder, gguf_file).save_pretrained(target)
+    except GearError as error:
+        log.warning("%s", error.message)
 
 
 @contextmanager

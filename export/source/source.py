@@ -55,14 +55,7 @@ def open_source(path: Path, progress: Progress, dtype: Dtype | None = None) -> S
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `UNSUPPORTED_MODEL`, `MISSING_DEPENDENCY`;
             `BAD_CONFIG` for a type and an ONNX file.
     """
-    if not path.exists():
-        raise GearError(
-            ErrorCode.MISSING_FILE,
-            f"{path} does not exist",
-            hint="pass an .onnx file, a .gguf file or a Hugging Face folder; models are not "
-            "downloaded",
-        )
-    file = _model_file(path) if path.is_dir() else path
+    file = find_model_file(path)
     if file is not None and file.suffix == ".onnx":
         if dtype is not None:
             raise GearError(
@@ -86,8 +79,23 @@ def open_source(path: Path, progress: Progress, dtype: Dtype | None = None) -> S
     )
 
 
-def _model_file(folder: Path) -> Path | None:
-    """Return the one model file of a folder, or None for a Hugging Face checkpoint."""
+def find_model_file(path: Path) -> Path | None:
+    """Return the model file that a path names or holds, or None for a Hugging Face folder.
+
+    Raises:
+        GearError: `MISSING_FILE`.
+    """
+    if not path.exists():
+        raise GearError(
+            ErrorCode.MISSING_FILE,
+            f"{path} does not exist",
+            hint="pass an .onnx file, a .gguf file or a Hugging Face folder; models are not "
+            "downloaded",
+        )
+    return _file_in(path) if path.is_dir() else path
+
+
+def _file_in(folder: Path) -> Path | None:
     if any(folder.glob("*.safetensors")):
         return None
     files = sorted((*folder.glob("*.onnx"), *folder.glob("*.gguf")))

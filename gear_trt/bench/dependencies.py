@@ -1,4 +1,4 @@
-"""Packages that only some benchmarks need."""
+"""Packages that only some measurements need."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ INSTALL = {
     "onnxruntime": "pip install 'gear-trt[cpu]'",
     "matplotlib": "pip install 'gear-trt[plot]'",
     "llama_cpp": "pip install llama-cpp-python",
+    "hqq": "pip install hqq",
+    "lm_eval": "pip install lm-eval",
+    "optimum.quanto": "pip install optimum-quanto",
 }
 """How to install a module."""
 
 
 def is_installed(module: str) -> bool:
     """Whether a module can be imported; it is not imported."""
-    return find_spec(module) is not None
+    parent = module.rpartition(".")[0]
+    return (not parent or is_installed(parent)) and find_spec(module) is not None
 
 
 def require(module: str) -> None:

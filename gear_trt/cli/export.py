@@ -40,7 +40,7 @@ def _field(name: str) -> Any:  # noqa: ANN401 - options have no type of their ow
     )
 
 
-def _rotation(name: str) -> Any:  # noqa: ANN401 - as above
+def _switch(name: str) -> Any:  # noqa: ANN401 - as above
     flag = name.replace("_", "-")
     return typer.Option(
         f"--{flag}/--no-{flag}",
@@ -99,8 +99,9 @@ def export(
     outliers: Annotated[int | None, _field("outliers")] = None,
     chunk: Annotated[int | None, _field("chunk")] = None,
     sinks: Annotated[int | None, _field("sinks")] = None,
-    rotate_keys: Annotated[bool | None, _rotation("rotate_keys")] = None,
-    rotate_values: Annotated[bool | None, _rotation("rotate_values")] = None,
+    rotate_keys: Annotated[bool | None, _switch("rotate_keys")] = None,
+    rotate_values: Annotated[bool | None, _switch("rotate_values")] = None,
+    fit_ranges: Annotated[bool | None, _switch("fit_ranges")] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -182,6 +183,7 @@ def export(
         "sinks": sinks,
         "rotate_keys": rotate_keys,
         "rotate_values": rotate_values,
+        "fit_ranges": fit_ranges,
     }
 
     def action() -> None:

@@ -115,6 +115,7 @@ def _compress_side(
         bits=bits,
         group_size=config.group_size,
         metadata_bits=config.metadata_bits,
+        is_fitted=bool(config.fit_ranges),
     )
     fields = _pack_codes(quantized.codes_VL.T, bits)
     for name, stored in quantized.stored.items():

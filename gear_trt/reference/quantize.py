@@ -1,7 +1,7 @@
 """Asymmetric uniform quantization of groups, with FP16 or two-level 8-bit metadata.
 
 x̂ = code · scale + min (GEAR section 3, Quant_b). Mins round down and scales round up, so that
-every quantized value lies inside its range and |x − x̂| ≤ scale/2 whatever the metadata's width.
+ranges never shrink: where they are the extremes, |x − x̂| ≤ scale/2 whatever the metadata's width.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gear_trt.reference.fit import fit_ranges
 from gear_trt.reference.half import FloatArray, HalfArray, half_down, half_nearest, half_up
 from gear_trt.spec.layout import SUPER_BLOCK
 
@@ -45,6 +46,7 @@ def quantize(
     bits: int,
     group_size: int,
     metadata_bits: int,
+    is_fitted: bool = False,
 ) -> Quantized:
     """Quantize every vector by groups; outliers do not widen the range of their group.
 
@@ -54,6 +56,7 @@ def quantize(
         bits: Bits per code.
         group_size: Elements per group; the last group of a vector may be shorter.
         metadata_bits: 16 or 8.
+        is_fitted: Fit ranges to the values of their group; otherwise its extremes are the range.
     """
     length = x_VL.shape[1]
     top_code = np.float32((1 << bits) - 1)
@@ -61,12 +64,16 @@ def quantize(
     np.put_along_axis(is_outlier_VL, outliers_VO, values=True, axis=1)
 
     starts = np.arange(0, length, group_size)
-    low_GV = np.minimum.reduceat(np.where(is_outlier_VL, np.inf, x_VL), starts, axis=1).T
-    high_GV = np.maximum.reduceat(np.where(is_outlier_VL, -np.inf, x_VL), starts, axis=1).T
+    for_low_VL = np.where(is_outlier_VL, np.float32(np.inf), x_VL)
+    for_high_VL = np.where(is_outlier_VL, np.float32(-np.inf), x_VL)
+    low_GV = np.minimum.reduceat(for_low_VL, starts, axis=1).T
+    high_GV = np.maximum.reduceat(for_high_VL, starts, axis=1).T
+    if is_fitted:
+        low_GV, high_GV = fit_ranges(
+            x_VL, is_outlier_VL, low_GV, high_GV, top_code=top_code, group_size=group_size
+        )
     encode = _half_metadata if metadata_bits == 16 else _two_level_metadata
-    scales_GV, mins_GV, stored = encode(
-        low_GV.astype(np.float32), high_GV.astype(np.float32), top_code
-    )
+    scales_GV, mins_GV, stored = encode(low_GV, high_GV, top_code)
 
     group_of_L = np.arange(length) // group_size
     scale_VL, min_VL = scales_GV.T[:, group_of_L], mins_GV.T[:, group_of_L]

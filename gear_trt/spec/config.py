@@ -63,6 +63,11 @@ class CompressionConfig(BaseModel):
         1, description="1: Hadamard transform of V inside each head, undone on the output."
     )
 
+    fit_ranges: Literal[0, 1] = Field(
+        1,
+        description="1: Ranges of groups are fitted to their values, not taken from the extremes.",
+    )
+
     @model_validator(mode="after")
     def _refuse_corrections_of_exact_values(self) -> Self:
         for side, bits, rotated in (
@@ -131,13 +136,19 @@ class CompressionConfig(BaseModel):
             ) from None
 
 
+_AS_IT_IS = {"sinks": 0, "rotate_keys": 0, "rotate_values": 0, "fit_ranges": 0}
+
 PRESETS: dict[str, dict[str, int]] = {
-    "exact": {"key_bits": 32, "value_bits": 32, "sinks": 0, "rotate_keys": 0, "rotate_values": 0},
-    "fp16": {"key_bits": 16, "value_bits": 16, "sinks": 0, "rotate_keys": 0, "rotate_values": 0},
+    "exact": {"key_bits": 32, "value_bits": 32, **_AS_IT_IS},
+    "fp16": {"key_bits": 16, "value_bits": 16, **_AS_IT_IS},
     "k4v4": {"key_bits": 4, "value_bits": 4},
     "k4v2": {"key_bits": 4, "value_bits": 2},
     "k3v2": {"key_bits": 3, "value_bits": 2},
     "k2v2": {"key_bits": 2, "value_bits": 2},
+    "near-lossless": {"key_bits": 4, "value_bits": 4, "chunk": 128},
+    "balanced": {"key_bits": 4, "value_bits": 3, "chunk": 128},
+    "small": {"key_bits": 3, "value_bits": 2, "chunk": 128},
+    "tiny": {"key_bits": 3, "value_bits": 2, "chunk": 128, "group_size": 64},
     "paper-4bit": {
         "key_bits": 4,
         "value_bits": 4,
@@ -146,9 +157,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "rank": 4,
         "factor_bits": 16,
         "outliers": 2,
-        "sinks": 0,
-        "rotate_keys": 0,
-        "rotate_values": 0,
+        **_AS_IT_IS,
     },
     "paper-2bit": {
         "key_bits": 2,
@@ -158,12 +167,11 @@ PRESETS: dict[str, dict[str, int]] = {
         "rank": 4,
         "factor_bits": 16,
         "outliers": 2,
-        "sinks": 0,
-        "rotate_keys": 0,
-        "rotate_values": 0,
+        **_AS_IT_IS,
     },
 }
 """Named configs. `paper-*` is GEAR as published (KCVT at 4 bits, KIVI g=64 at 2 bits, s = 2 %,
-r = 4), fitted per page; the others have sinks, rotation and 8-bit metadata, no corrections."""
+r = 4), fitted per page; the others have sinks, rotation, fitted ranges and 8-bit metadata, no
+corrections. The four with names are the best of their size that was found (docs/presets.md)."""
 
 DEFAULT_PRESET = "k4v4"

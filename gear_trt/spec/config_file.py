@@ -91,6 +91,28 @@ def choose_config(
     return ModelConfig.of(base, file.rules, rules)
 
 
+def config_text(config: ModelConfig, comment: str = "") -> str:
+    """Return the TOML of a config; every field of all layers is in it, so that no preset is.
+
+    Args:
+        config: What `ConfigFile.read` and `choose_config` shall give back.
+        comment: Lines to begin with.
+    """
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    base = config.base.model_dump()
+    lines += [f"{name} = {value}" for name, value in base.items()]
+    for layers, special in config.special:
+        last = layers.stop - 1
+        key = str(layers.start) if last == layers.start else f"{layers.start}-{last}"
+        lines += ["", f'[{LAYERS_KEY}."{key}"]']
+        lines += [
+            f"{name} = {value}"
+            for name, value in special.model_dump().items()
+            if value != base[name]
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def _rules(path: Path, layers: Mapping[str, Any]) -> list[LayerRule]:
     rules = []
     for key, fields in layers.items():

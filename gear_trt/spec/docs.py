@@ -48,9 +48,11 @@ libraries, ONNX files, manifests and cache files carry it.
    head_dim that is no power of two, in blocks of the largest power of two that divides it.
 2. **Outliers out**: per vector (K: a channel over the page's tokens, V: a token over the head's
    channels) the `outliers`/2 largest and the `outliers`/2 smallest values leave the range.
-3. **Quantize** the rest in groups of `group_size`: x̂ = code · scale + min. Mins round down and
-   scales round up, so that no value leaves its range: |x − x̂| ≤ scale/2. An outlier's slot gets
-   the nearest code. A constant group has scale 0 and code 0.
+3. **Quantize** the rest in groups of `group_size`: x̂ = code · scale + min. The range of a group is
+   from its smallest to its largest value, or (`fit_ranges`) what least squares make of it, without
+   making x̂ smaller than x on average. Mins round down and scales round up, so that ranges never
+   shrink; unfitted, |x − x̂| ≤ scale/2. Values outside, and outliers' slots, get the nearest code. A
+   constant group has scale 0 and code 0.
 4. **Low rank**: `power_iters` power iterations on the quantization error (0 at outlier slots) give
    `rank` pairs of token and channel factors, rounded to `factor_bits`.
 5. **Deltas**: an outlier stores its value minus everything above, so that kernels only add.

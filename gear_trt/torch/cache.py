@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import AttentionMaskInterface
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.spec import DEFAULT_PRESET, DOMAIN, CompressionConfig
+from gear_trt.spec import DEFAULT_PRESET, DOMAIN, CompressionConfig, ModelConfig
 from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens, Padding
 from gear_trt.torch.support import check_architecture, check_call, check_mask, refuse
@@ -35,15 +35,18 @@ class GearCache(Cache):
 
     Args:
         config: Config of a model that was loaded with `attn_implementation="gear"`.
-        compression: A preset's name, or a config.
+        compression: A preset's name, a config, or the configs of all layers.
 
     Raises:
         GearError: `UNSUPPORTED_MODEL` where its attention is not plain causal attention,
-            `BAD_REQUEST` where it has another attention implementation, `UNKNOWN_PRESET`.
+            `BAD_REQUEST` where it has another attention implementation, `UNKNOWN_PRESET`, or
+            `BAD_CONFIG` for layers that the model does not have.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, compression: CompressionConfig | str = DEFAULT_PRESET
+        self,
+        config: PreTrainedConfig,
+        compression: ModelConfig | CompressionConfig | str = DEFAULT_PRESET,
     ) -> None:
         text = config.get_text_config(decoder=True)
         check_architecture(config)
@@ -57,8 +60,14 @@ class GearCache(Cache):
             )
         if isinstance(compression, str):
             compression = CompressionConfig.preset(compression)
+        if isinstance(compression, CompressionConfig):
+            compression = ModelConfig(compression)
         windows = [_window(layer) for layer in DynamicCache(config=text).layers]
-        self._layers = [GearLayer(i, compression, window) for i, window in enumerate(windows)]
+        configs = compression.of_layers(len(windows))
+        self._layers = [
+            GearLayer(index, config, window)
+            for index, (config, window) in enumerate(zip(configs, windows, strict=True))
+        ]
         super().__init__(layers=[*self._layers])
 
     @property

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.reference.cache import num_pages
+from gear_trt.reference.attention import decompress_sequence
+from gear_trt.reference.cache import ReferenceCache, num_pages
 from gear_trt.runtime.footprint import buffer_shape, fp16_bytes_per_token, page_bytes
 from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.spec import CompressionConfig, page_layout
@@ -141,6 +143,28 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         self.lengths = lengths
         self.columns += query_BSND.shape[1]
         return output
+
+    def decompressed(self, sequence: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values [H, T, D] float32 of a sequence as they are held; slow.
+
+        Raises:
+            ValueError: The layer is empty, or pages behind a sliding window are gone.
+        """
+        if self._pages is None or self.sliding_window:
+            raise ValueError("the layer does not hold all tokens of its sequences")
+        _, kv_heads, _ = self._pages.pool.shape
+        head_dim = self._facts.head_dim
+        cache = ReferenceCache(
+            self.config, num_pages=0, slots=0, num_kv_heads=kv_heads, head_dim=head_dim
+        )
+        cache.page_pool = self._pages.pool.cpu().numpy()
+        cache.residual_buffer = self._buffer.cpu().numpy()
+        pages, length = self._pages.table[sequence], self.lengths[sequence]
+        heads = [
+            decompress_sequence(cache, pages, sequence, length, head) for head in range(kv_heads)
+        ]
+        keys_HTD, values_HTD = (np.stack(side) for side in zip(*heads, strict=True))
+        return torch.from_numpy(keys_HTD), torch.from_numpy(values_HTD)
 
     @property
     def batch_size(self) -> int:

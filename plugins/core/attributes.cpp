@@ -58,6 +58,7 @@ Error check_config(const PageConfig& page) {
       within("sinks", page.sinks, 0, 64),
       within("rotate_keys", page.rotate_keys, 0, 1),
       within("rotate_values", page.rotate_values, 0, 1),
+      within("fit_ranges", page.fit_ranges, 0, 1),
       within("head_dim", page.head_dim, kHeadDimMultiple, kMaxHeadDim),
       check_sides(page),
   });

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import gear_trt
-from benchmarks.quality import Score, decode, log_softmax
 from gear_trt.bench.baseline import Fp32Engine
+from gear_trt.bench.progress import silent
+from gear_trt.eval.engine import EngineSubject
+from gear_trt.eval.judge import judge
 
 pytestmark = pytest.mark.slow
 
@@ -89,21 +91,13 @@ def test_baseline_is_the_same_model(export):
 
 
 def test_four_bits_stay_close_to_the_exact_cache(export):
-    """A short form of `benchmarks.quality`: 400 tokens of text, decoded one by one."""
-    with (
-        gear_trt.load(export("exact"), max_tokens=512) as exact,
-        gear_trt.load(export("k4v4"), max_tokens=512) as engine,
-    ):
-        tokens = np.array(exact.tokenizer.encode(TEXT * 3)[:400])
-        score = Score()
-        want = log_softmax(exact.step(tokens[None, :-1], all_logits=True)[0])
-        for index, got in enumerate(decode(engine, tokens[:-1])):
-            score.add(want[index], got, int(tokens[index + 1]))
-        row = score.row()
-        # Few tokens, so the bounds are wider than those of the recorded run over thousands.
-        assert row["kl"] <= 0.005
-        assert abs(row["perplexity_ratio"] - 1) <= 0.02
-        assert engine.cache.bytes_per_token < engine.cache.fp16_bytes / 399
+    """A short form of `gear eval text`; the recorded runs read thousands of tokens."""
+    subject = EngineSubject(export("k4v4"), capacity=400, threads=1)
+    tokens = np.array(subject.tokenizer.encode(TEXT * 3)[:401])[None]
+    (row,) = judge(subject, [subject.cache], tokens, silent, text_name="heat pumps")
+    assert row.kl <= 0.005
+    assert abs(row.perplexity_ratio - 1) <= 0.02
+    assert row.cache_bytes_per_token < row.fp16_bytes_per_token
 
 
 def test_four_thousand_steps_keep_memory_and_speed(export):

@@ -22,6 +22,7 @@ def configs(draw, *, bits=(2, 3, 4, 8)):
         chunk=draw(st.sampled_from((64, 128))),
         rotate_keys=draw(st.sampled_from((0, 1))),
         rotate_values=draw(st.sampled_from((0, 1))),
+        fit_ranges=draw(st.sampled_from((0, 1))),
     )
 
 

@@ -173,7 +173,8 @@ def test_pass_through_pages_are_exact(keys, values):
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("exact", "fp16")])
 def test_more_bits_mean_less_error(preset):
     rng = np.random.default_rng(0)
-    keys, values = rng.normal(size=(2, 64, 64)).astype(np.float16)
+    chunk = CompressionConfig.preset(preset).chunk
+    keys, values = rng.normal(size=(2, chunk, 64)).astype(np.float16)
     errors = []
     for bits in (2, 3, 4, 8):
         config = CompressionConfig.preset(preset, key_bits=bits, value_bits=bits)
@@ -187,3 +188,36 @@ def test_non_finite_values_are_refused():
     keys[3, 5] = np.nan
     with pytest.raises(ValueError, match="finite"):
         compress_page(keys, np.zeros_like(keys), CompressionConfig())
+
+
+def _decoded(x_VL, bits, *, is_fitted, outliers=0):
+    result = quantize(
+        x_VL,
+        find_outliers(x_VL, outliers),
+        bits=bits,
+        group_size=32,
+        metadata_bits=16,
+        is_fitted=is_fitted,
+    )
+    return result.dequantized_VL
+
+
+@pytest.mark.parametrize(("bits", "part"), [(2, 0.75), (3, 0.88), (4, 0.9)])
+def test_fitted_ranges_lower_the_error_and_keep_the_slope(bits, part):
+    x_VL = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
+    errors = []
+    for is_fitted in (False, True):
+        decoded = _decoded(x_VL, bits, is_fitted=is_fitted)
+        errors.append(((decoded - x_VL) ** 2).mean())
+        assert (decoded * x_VL).mean() / (x_VL**2).mean() == pytest.approx(1, abs=0.025)
+    assert errors[1] < part * errors[0]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_outliers_do_not_take_part_in_a_fit(bits):
+    x_VL = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+    x_VL[:, 7], x_VL[:, 40] = 900, -900
+    quiet = x_VL.copy()
+    quiet[:, 7], quiet[:, 40] = 60, -60
+    loud, calm = (_decoded(x, bits, is_fitted=True, outliers=2) for x in (x_VL, quiet))
+    np.testing.assert_array_equal(np.delete(loud, (7, 40), 1), np.delete(calm, (7, 40), 1))

@@ -1,12 +1,28 @@
 import pytest
 
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.spec import PRESETS, CompressionConfig
+from gear_trt.spec import PRESETS, CompressionConfig, bits_per_element
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid(name):
-    assert CompressionConfig.preset(name).chunk == 64
+    assert CompressionConfig.preset(name).buffer_dtype in ("float16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("near-lossless", 4.55), ("balanced", 4.05), ("small", 3.05), ("tiny", 2.8)],
+)
+def test_named_presets_keep_their_size(name, bits):
+    for head_dim in (64, 128):
+        assert bits_per_element(CompressionConfig.preset(name), head_dim) <= bits
+
+
+@pytest.mark.parametrize("name", ["paper-4bit", "paper-2bit"])
+def test_the_papers_recipe_has_nothing_of_ours(name):
+    config = CompressionConfig.preset(name)
+    assert (config.sinks, config.rotate_keys, config.rotate_values, config.fit_ranges) == (0,) * 4
+    assert (config.metadata_bits, config.factor_bits) == (16, 16)
 
 
 def test_preset_fields_can_be_replaced():

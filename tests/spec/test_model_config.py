@@ -7,7 +7,7 @@ import pytest
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import CompressionConfig, ModelConfig
-from gear_trt.spec.config_file import ConfigFile, choose_config
+from gear_trt.spec.config_file import ConfigFile, choose_config, config_text
 from gear_trt.spec.model_config import LayerRule, check_shared, layer_ranges
 
 REPOSITORY = Path(__file__).parents[2]
@@ -194,3 +194,14 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "gear.toml").write_bytes(b"\xff\xfe\x00")
     assert "it is no TOML" in refusal(ConfigFile.read, tmp_path / "gear.toml").message
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("0:bits=8",), ("0:bits=8", "2-4:rank=2,value_bits=2", "7:outliers=2")]
+)
+def test_what_is_written_as_toml_is_read_as_it_was(flags, tmp_path):
+    config = with_flags(*flags, base=CompressionConfig.preset("paper-2bit"))
+    path = tmp_path / "gear.toml"
+    path.write_text(config_text(config, "how it came about,\nin two lines"))
+    assert choose_config(ConfigFile.read(path), fields={}) == config
+    assert path.read_text().startswith("# how it came about,\n# in two lines\n")

@@ -136,6 +136,10 @@ GEAR_DEVICE void compress_tile(const Call& call, const Tile& tile, int32_t* page
   }
   find_ranges(tile, config);
   __syncthreads();
+  if (config.fit_ranges) {
+    fit_ranges(tile, config, top_code);
+    __syncthreads();
+  }
   if (config.metadata_bits == 16) {
     encode_halves(tile, top_code, page);
   } else {

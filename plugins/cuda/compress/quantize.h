@@ -3,6 +3,7 @@
 // order, and products that are added to something use __fmul_rn, which is never contracted.
 #pragma once
 
+#include "core/fit.h"
 #include "core/half.h"
 #include "cuda/compress/tile.h"
 
@@ -120,6 +121,67 @@ GEAR_DEVICE void find_ranges(const Tile& tile, const PageConfig& config) {
   }
 }
 
+GEAR_DEVICE float clip(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
+
+// Sums over `length` elements of a vector, outliers left out.
+GEAR_DEVICE FitSums sum_for_fit(const Tile& tile, const PageConfig& config, int vector, int first,
+                                int length, Range range, float top_code) {
+  const float units = kFitUnits;
+  const float step = __fdiv_rn(range.high - range.low, top_code);
+  const float inverse = step > 0.0f ? __fdiv_rn(1.0f, step) : 0.0f;
+  FitSums sums{};
+  for (int lane = first; lane < first + length; ++lane) {
+    if (is_outlier(tile, vector, lane, config.outliers)) continue;
+    const float u = __fmul_rn(tile.at(vector, lane) - range.low, inverse);
+    const float c = rintf(clip(u, 0.0f, top_code));
+    const float r = rintf(clip((u - c) * units, 1.0f - units, units - 1.0f));
+    sums.n += 1.0f;
+    sums.c += c;
+    sums.r += r;
+    sums.cc += c * c;
+    sums.cr += c * r;
+    sums.rr += r * r;
+  }
+  return sums;
+}
+
+// Adds up what the lanes that share a group have summed.
+GEAR_DEVICE void merge(FitSums& sums) {
+#pragma unroll
+  for (int flip = 1; flip < kSharers; flip *= 2) {
+    sums.n += __shfl_xor_sync(~0u, sums.n, flip);
+    sums.c += __shfl_xor_sync(~0u, sums.c, flip);
+    sums.r += __shfl_xor_sync(~0u, sums.r, flip);
+    sums.cc += __shfl_xor_sync(~0u, sums.cc, flip);
+    sums.cr += __shfl_xor_sync(~0u, sums.cr, flip);
+    sums.rr += __shfl_xor_sync(~0u, sums.rr, flip);
+  }
+}
+
+// Fits the ranges of all groups to their values.
+GEAR_DEVICE void fit_ranges(const Tile& tile, const PageConfig& config, float top_code) {
+  const Side& side = tile.side;
+  const int count = side.at.groups * side.vectors * kSharers;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kCompressThreads) {
+    const int entry = i / kSharers;
+    const int vector = entry % side.vectors;
+    const int start = entry / side.vectors * config.group_size;
+    const int share = min(config.group_size, side.lanes - start) / kSharers;
+    const int first = start + i % kSharers * share;
+    Range range = {tile.scales[entry], tile.mins[entry]};
+    const bool is_constant = range.low == range.high;
+#pragma unroll 1
+    for (int pass = 0; pass < kFitPasses; ++pass) {
+      FitSums sums = sum_for_fit(tile, config, vector, first, share, range, top_code);
+      merge(sums);
+      range = fitted_range(range, sums, top_code, pass);
+    }
+    if (i % kSharers != 0 || is_constant) continue;
+    tile.scales[entry] = range.low;
+    tile.mins[entry] = range.high;
+  }
+}
+
 GEAR_DEVICE void set_entry(const Tile& tile, int entry, float scale, float min) {
   tile.scales[entry] = scale;
   tile.mins[entry] = min;
@@ -150,8 +212,6 @@ GEAR_DEVICE float warp_max(float x) {
   for (int flip = 16; flip > 0; flip /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, flip));
   return x;
 }
-
-GEAR_DEVICE float clip(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 
 // Two-level mins, then scales that cover the ranges from there: one warp per super-block.
 GEAR_DEVICE void encode_two_level(const Tile& tile, float top_code, int32_t* page) {

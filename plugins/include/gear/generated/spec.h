@@ -12,7 +12,7 @@
 
 namespace gear {
 
-inline constexpr char kLayoutHash[] = "76ba504d5a5ef333";
+inline constexpr char kLayoutHash[] = "8f1504374caca111";
 inline constexpr int kSuperBlock = 32;
 inline constexpr int kLanes = 16;
 inline constexpr int kHeadDimMultiple = 16;
@@ -32,6 +32,7 @@ struct PageConfig {
   int sinks;
   int rotate_keys;
   int rotate_values;
+  int fit_ranges;
   int head_dim;
 };
 
@@ -74,6 +75,7 @@ GEAR_HOST_DEVICE constexpr PageLayout page_layout(const PageConfig& config) {
   [[maybe_unused]] const int sinks = config.sinks;
   [[maybe_unused]] const int rotate_keys = config.rotate_keys;
   [[maybe_unused]] const int rotate_values = config.rotate_values;
+  [[maybe_unused]] const int fit_ranges = config.fit_ranges;
   [[maybe_unused]] const int head_dim = config.head_dim;
   PageLayout layout{};
   const int key_quantized = layout.key.quantized = key_bits < 16;
@@ -235,6 +237,7 @@ void for_each_attribute(Attributes& attributes, Visitor&& visit) {
   visit("sinks", attributes.page.sinks, true);
   visit("rotate_keys", attributes.page.rotate_keys, true);
   visit("rotate_values", attributes.page.rotate_values, true);
+  visit("fit_ranges", attributes.page.fit_ranges, true);
 }
 
 namespace gear_attention {

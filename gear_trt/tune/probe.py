@@ -1,0 +1,122 @@
+"""How far every option moves the output of every layer's attention, in one pass over a text.
+
+Each layer sees the keys, values and queries of the uncompressed model. What it attends to then goes
+through our own pages, by the kernels that decode them, once per option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from gear_trt.eval.steps import SLICE
+from gear_trt.spec import CompressionConfig
+from gear_trt.torch.cache import ATTENTION_NAME
+from gear_trt.torch.layer import GearLayer
+from gear_trt.torch.padding import NewTokens
+from gear_trt.tune.options import SideOption
+
+Key = TypeVar("Key", bound=Hashable)
+Report = Callable[[str, float], None]
+"""Takes what is done, and which part of it is done, 0 to 1."""
+
+
+class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
+    """A layer that attends to uncompressed tokens and compares every option with that.
+
+    Attributes:
+        errors: Squared error of the output, over the squared output, by option.
+
+    Args:
+        index: Which layer of the model it is.
+        sliding_window: As in `GearLayer`.
+        configs: Of every option, by what tells it from others.
+        report: Told when the layer is done.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        sliding_window: int,
+        configs: Mapping[Key, CompressionConfig],
+        report: Callable[[], None],
+    ) -> None:
+        super().__init__(index, CompressionConfig.preset("exact"), sliding_window)
+        self.errors: dict[Key, float] = {}
+        self._configs = configs
+        self._report = report
+
+    def attend(
+        self,
+        query_BSND: Tensor,
+        key_BSHD: Tensor,
+        value_BSHD: Tensor,
+        new: NewTokens,
+        *,
+        scale: float,
+        softcap: float,
+    ) -> Tensor:
+        """Attend to a whole text exactly (`GearLayer.attend`); fill in `errors`."""
+
+        def replay(config: CompressionConfig) -> Tensor:
+            layer = GearLayer(self.index, config, self.sliding_window)
+            layer.lazy_initialization(key_BSHD.transpose(1, 2), value_BSHD.transpose(1, 2))
+            outputs = []
+            for start in range(0, query_BSND.shape[1], SLICE):
+                query, key, value = (
+                    tensor[:, start : start + SLICE]
+                    for tensor in (query_BSND, key_BSHD, value_BSHD)
+                )
+                counts = (query.shape[1],) * len(query)
+                tokens = NewTokens(past=tuple(layer.lengths), counts=counts, order=None)
+                outputs.append(
+                    layer.attend(query, key, value, tokens, scale=scale, softcap=softcap)
+                )
+            return torch.cat(outputs, dim=1)
+
+        exact = super().attend(query_BSND, key_BSHD, value_BSHD, new, scale=scale, softcap=softcap)
+        energy = float(exact.double().square().sum())
+        for option, config in self._configs.items():
+            error = float((replay(config) - exact).double().square().sum())
+            self.errors[option] = error / energy if energy else 0.0
+        self._report()
+        return exact
+
+
+@torch.inference_mode()
+def probe(
+    model: PreTrainedModel,
+    tokens_BT: Tensor,
+    base: CompressionConfig,
+    options: Sequence[SideOption],
+    report: Report,
+) -> list[dict[SideOption, float]]:
+    """Run a text through a model and return the errors of every option, per layer.
+
+    Args:
+        model: Its attention implementation is set to ours.
+        tokens_BT: [B, T] token ids.
+        base: Config whose other fields the options keep.
+        options: What to try.
+        report: Told when a layer is done.
+    """
+    model.set_attn_implementation(ATTENTION_NAME)
+    configs = {option: option.config(base) for option in options}
+    windows = [
+        getattr(layer, "sliding_window", 0) or 0
+        for layer in DynamicCache(config=model.config).layers
+    ]
+    done = 0
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        report(f"layer {done} of {len(windows)}", done / len(windows))
+
+    layers = [ProbeLayer(index, window, configs, tell) for index, window in enumerate(windows)]
+    model.base_model(tokens_BT, past_key_values=Cache(layers=[*layers]))
+    return [layer.errors for layer in layers]

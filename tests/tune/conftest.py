@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from gear_trt.spec import CompressionConfig
+from gear_trt.tune.tuning import Tuner
+from tests.torch.networks import network, tokens
+
+CONTEXT = 192
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny models gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_tuner(progress=lambda *_: None):
+    model = network("llama", num_hidden_layers=3)
+    ids = tokens(2, CONTEXT + 1).numpy()
+    return Tuner(model, ids, CompressionConfig.preset("k4v4"), progress)
+
+
+@pytest.fixture(scope="session")
+def tuner():
+    return make_tuner()
