@@ -227,8 +227,8 @@ def run_failure(error: Exception) -> Exception:
         )
     own = _op_message(text)
     if own is None or "has shape" in own:
-        reason = own or text.splitlines()[0]
-        return GearError(ErrorCode.DAMAGED_ENGINE, f"the graph fails: {reason}", hint=EXPORT_AGAIN)
+        reason = own or f"the graph fails: {text.splitlines()[0]}"
+        return GearError(ErrorCode.DAMAGED_ENGINE, reason, hint=EXPORT_AGAIN)
     return activation_fault(own) or error
 
 

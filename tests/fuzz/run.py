@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).with_name("worker.py"))
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 """Seconds after which a worker that says nothing hangs."""
 
 

@@ -171,4 +171,4 @@ def test_a_cache_that_does_not_fit_the_device_is_refused(toy_folder, monkeypatch
     monkeypatch.setattr(torch, "zeros", zeros)
     with pytest.raises(GearError, match="max_tokens") as caught:
         GearCache(layers, batch=2, max_tokens=100, memory=DeviceMemory(torch.device("cpu")))
-    assert caught.value.code is ErrorCode.BAD_REQUEST
+    assert caught.value.code is ErrorCode.OUT_OF_MEMORY
