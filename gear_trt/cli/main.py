@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from gear_trt.cli.bench import app as bench
+from gear_trt.cli.build import build
 from gear_trt.cli.doctor import doctor
 from gear_trt.cli.generate import generate
 from gear_trt.cli.inspect import inspect
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(build)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(bench, name="bench")

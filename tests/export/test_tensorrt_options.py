@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gear_trt.cli.export import app
+from gear_trt.cli.main import app as gear
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import TensorRTOptions, export_model, trtexec_command
 from gear_trt.export.build.tensorrt_plan import engine_limits, profiles
@@ -157,6 +158,20 @@ def test_a_flag_that_needs_a_build(source, tmp_path):
 def test_a_dry_run_builds_nothing(source):
     result = gear_export(source, "--dry-run", "--tensorrt", "tensorrt-rtx")
     assert result.exit_code == ExitStatus.USAGE
+
+
+def test_flags_of_the_other_one_are_refused_before_the_export(source, tmp_path):
+    flags = ("--tensorrt", "tensorrt-rtx", "--print-trtexec", "--hardware-compatible")
+    result = gear_export(source, "-o", tmp_path / "out", *flags)
+    assert result.exit_code == ErrorCode.BAD_CONFIG.exit_status
+    assert not (tmp_path / "out").exists()
+
+
+def test_gear_build_takes_what_is_installed(folder, monkeypatch):
+    monkeypatch.setattr("gear_trt.tensorrt.library._module_name", lambda product: None)
+    result = CliRunner().invoke(gear, ["build", str(folder)])
+    assert result.exit_code == ExitStatus.ENVIRONMENT
+    assert "error[E601]: neither tensorrt nor tensorrt-rtx is installed" in result.stderr
 
 
 def test_tensorrt_that_is_not_installed(source, tmp_path, monkeypatch):
