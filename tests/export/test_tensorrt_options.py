@@ -167,6 +167,17 @@ def test_flags_of_the_other_one_are_refused_before_the_export(source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_gear_build_needs_an_engine_folder(folder, tmp_path):
+    result = CliRunner().invoke(gear, ["build", str(tmp_path), "--tensorrt", "tensorrt"])
+    assert result.exit_code == ErrorCode.MISSING_FILE.exit_status
+    assert f"{tmp_path} is not an engine folder: it has no gear.json" in result.stderr
+    (tmp_path / "gear.json").write_bytes((folder / "gear.json").read_bytes())
+    (tmp_path / "report.json").write_text('{"schema": "gear.export/1", "source": 7}')
+    result = CliRunner().invoke(gear, ["build", str(tmp_path), "--tensorrt", "tensorrt"])
+    assert result.exit_code == ErrorCode.DAMAGED_ENGINE.exit_status
+    assert f"cannot read {tmp_path / 'report.json'}: " in result.stderr
+
+
 def test_gear_build_takes_what_is_installed(folder, monkeypatch):
     monkeypatch.setattr("gear_trt.tensorrt.library._module_name", lambda product: None)
     result = CliRunner().invoke(gear, ["build", str(folder)])
