@@ -28,7 +28,7 @@ from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.report import CacheCost, ExportReport, describe, package_versions
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
 from gear_trt.export.source.source import Dtype, Progress, open_source, silent
-from gear_trt.runtime.manifest import LayerFacts, ModelFacts
+from gear_trt.runtime.manifest import LayerFacts, Manifest, ModelFacts
 from gear_trt.spec import CompressionConfig, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ def add_tensorrt(
         >>> add_tensorrt("out", TensorRTOptions(flavour="tensorrt-rtx"))  # doctest: +SKIP
     """
     folder = Path(folder)
+    Manifest.read(folder)  # says what is wrong with a folder that is no engine's
     report = ExportReport.read(folder)
     build = build_engine(folder, options, progress=progress)
     done = report.model_copy(

@@ -168,11 +168,14 @@ class ExportReport(BaseModel):
             fields = json.loads(path.read_text())
             return cls.model_validate(fields)
         except FileNotFoundError:
-            code, reason = ErrorCode.MISSING_FILE, "it is not there"
+            code, reason = ErrorCode.MISSING_FILE, ["it is not there"]
         except ValueError as error:
-            code, reason = ErrorCode.DAMAGED_ENGINE, str(error).splitlines()[0]
+            code, reason = ErrorCode.DAMAGED_ENGINE, str(error).splitlines()
         raise GearError(
-            code, f"cannot read {path}: {reason}", hint="export the model again with `gear-export`"
+            code,
+            f"cannot read {path}: {reason[0]}",
+            hint="export the model again with this version of `gear-export`",
+            detail="\n".join(reason[1:]) or None,
         )
 
 

@@ -1,4 +1,4 @@
-"""The TensorRT flags of `gear-export`."""
+"""The TensorRT flags of `gear-export` and `gear build`, and what they print of a build."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from gear_trt.tensorrt.library import Flavour
 
 if TYPE_CHECKING:
     from gear_trt.export import TensorRTOptions
+    from gear_trt.export.build.tensorrt import BuildReport
 
 PANEL = "TensorRT: an engine beside the ONNX file"
+_MEGA = 1e6
 
 
 def _flag(*names: str, help: str, **how: Any) -> Any:  # noqa: ANN401 - as typer's
@@ -94,29 +96,48 @@ class TensorRTFlags:
     builder_level: int | None
     timing_cache: Path | None
 
-    def options(self, flavour: Flavour | None, *, print_trtexec: bool) -> TensorRTOptions | None:
-        """Return the options of the build, or None where there is none.
+    def options(self, flavour: Flavour) -> TensorRTOptions:
+        """Return the options of a build."""
+        from gear_trt.export import TensorRTOptions
+
+        said = self._said()
+        capabilities = said.pop("compute_capability", ())
+        return TensorRTOptions(flavour=flavour, compute_capabilities=capabilities, **said)
+
+    def wanted(self, flavour: Flavour | None, *, print_trtexec: bool) -> TensorRTOptions | None:
+        """Return the options of `gear-export`'s build, or None where there is none.
 
         Args:
             flavour: Of `--tensorrt`; to print, None means TensorRT.
             print_trtexec: The command is to be printed.
 
         Raises:
-            GearError: `BAD_CONFIG` for a flag that is of no use without a build.
+            GearError: `BAD_CONFIG` for a flag that is of no use without a build, or to this one.
         """
-        from gear_trt.export import TensorRTOptions
+        from gear_trt.export.build.tensorrt_plan import check_options
 
-        said = {name: value for name, value in asdict(self).items() if not _is_unsaid(value)}
-        if flavour is None and not print_trtexec:
-            if said:
-                flag = next(iter(said)).replace("_", "-")
-                raise GearError(
-                    ErrorCode.BAD_CONFIG,
-                    f"--{flag} needs --tensorrt",
-                    hint="pass --tensorrt tensorrt or --tensorrt tensorrt-rtx, or --print-trtexec",
-                )
-            return None
-        capabilities = said.pop("compute_capability", ())
-        return TensorRTOptions(
-            flavour=flavour or Flavour.TENSORRT, compute_capabilities=capabilities, **said
-        )
+        if flavour is not None or print_trtexec:
+            options = self.options(flavour or Flavour.TENSORRT)
+            check_options(options)
+            return options
+        for name in self._said():
+            raise GearError(
+                ErrorCode.BAD_CONFIG,
+                f"--{name.replace('_', '-')} needs --tensorrt",
+                hint="pass --tensorrt tensorrt or --tensorrt tensorrt-rtx, or --print-trtexec",
+            )
+        return None
+
+    def _said(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if not _is_unsaid(value)}
+
+
+def describe(build: BuildReport) -> str:
+    """Describe a build in a line."""
+    facts = build.facts
+    targets = ", ".join(facts.compute_capabilities) or "unknown"
+    return (
+        f"{facts.flavour} {facts.version}: {build.engine_bytes / _MEGA:,.1f} MB for compute "
+        f"capability {targets}, built in {build.seconds:.1f} s with "
+        f"{build.peak_memory_bytes / _MEGA:,.0f} MB"
+    )

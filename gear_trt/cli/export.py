@@ -16,7 +16,6 @@ from gear_trt.spec.model_config import LayerRule
 
 if TYPE_CHECKING:
     from gear_trt.export import ExportReport
-    from gear_trt.export.build.tensorrt import BuildReport
 
 SCHEMA = "gear.export/1"
 EXAMPLE_PROMPT = "Why is the sky blue?"
@@ -193,7 +192,7 @@ def export(
             fields={name: int(value) for name, value in overrides.items() if value is not None},
             rules=[LayerRule.parse(text) for text in layer or ()],
         )
-        options = engine.options(tensorrt, print_trtexec=print_trtexec)
+        options = engine.wanted(tensorrt, print_trtexec=print_trtexec)
         from gear_trt.export import export_model, inspect_model, trtexec_command
 
         with _ui.progress() as progress:
@@ -247,7 +246,7 @@ def _print_engine(report: ExportReport, output: str) -> None:
     if report.model is not None:
         table.add_row("context", f"{report.model.max_context:,} tokens")
     if report.tensorrt is not None:
-        table.add_row("TensorRT", _describe_build(report.tensorrt))
+        table.add_row("TensorRT", _tensorrt.describe(report.tensorrt))
     table.add_row("size", f"{sum(report.file_bytes.values()) / MEGA:,.1f} MB")
     table.add_row("time", f"{sum(report.seconds.values()):.1f} s")
     _ui.print_table(table)
@@ -272,13 +271,3 @@ def _print_trtexec(output: str, command: str) -> None:
         f"to be run in {output}, beside libgear_trt_plugins.so:", highlight=False, soft_wrap=True
     )
     typer.echo(command)
-
-
-def _describe_build(build: BuildReport) -> str:
-    facts = build.facts
-    targets = ", ".join(facts.compute_capabilities) or "unknown"
-    return (
-        f"{facts.flavour} {facts.version}: {build.engine_bytes / MEGA:,.1f} MB for compute "
-        f"capability {targets}, built in {build.seconds:.1f} s with "
-        f"{build.peak_memory_bytes / MEGA:,.0f} MB"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from gear_trt.cli.bench import app as bench
+from gear_trt.cli.build import build
 from gear_trt.cli.doctor import doctor
 from gear_trt.cli.eval import app as eval_
 from gear_trt.cli.generate import generate
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(serve)
 app.command()(triton)
+app.command()(build)
 app.command()(inspect)
 app.command()(tune)
 app.command()(doctor)

@@ -13,6 +13,7 @@ from onnx import helper
 from typer.testing import CliRunner
 
 from gear_trt.cli.export import app
+from gear_trt.cli.main import app as gear
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import TensorRTOptions, add_tensorrt, export_model
 from gear_trt.export.build import tensorrt
@@ -210,6 +211,17 @@ def test_the_command_builds_what_its_flags_say(exported, tmp_path):
     (row,) = [line for line in result.stdout.splitlines() if line.startswith(" TensorRT ")]
     assert f"tensorrt-rtx {facts.version}: " in row
     assert "for compute capability 8.6, 8.9, built in " in row
+
+
+def test_gear_build(built):
+    words = ["build", str(built), "--tensorrt", "tensorrt-rtx", "--max-batch", "5", "--json"]
+    result = CliRunner().invoke(gear, words)
+    assert result.exit_code == ExitStatus.OK
+    fields = json.loads(result.stdout)
+    assert fields.pop("schema") == "gear.export/1"
+    assert ExportReport.model_validate(fields) == ExportReport.read(built)
+    assert fields["tensorrt"]["facts"]["limits"]["max_batch"] == 5
+    assert Manifest.read(built).tensorrt.limits.slots == 5
 
 
 def test_the_folder_is_complete_where_the_build_fails(exported, tmp_path, monkeypatch):

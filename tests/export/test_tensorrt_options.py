@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gear_trt.cli.export import app
+from gear_trt.cli.main import app as gear
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import TensorRTOptions, export_model, trtexec_command
 from gear_trt.export.build.tensorrt_plan import engine_limits, profiles
@@ -157,6 +158,31 @@ def test_a_flag_that_needs_a_build(source, tmp_path):
 def test_a_dry_run_builds_nothing(source):
     result = gear_export(source, "--dry-run", "--tensorrt", "tensorrt-rtx")
     assert result.exit_code == ExitStatus.USAGE
+
+
+def test_flags_of_the_other_one_are_refused_before_the_export(source, tmp_path):
+    flags = ("--tensorrt", "tensorrt-rtx", "--print-trtexec", "--hardware-compatible")
+    result = gear_export(source, "-o", tmp_path / "out", *flags)
+    assert result.exit_code == ErrorCode.BAD_CONFIG.exit_status
+    assert not (tmp_path / "out").exists()
+
+
+def test_gear_build_needs_an_engine_folder(folder, tmp_path):
+    result = CliRunner().invoke(gear, ["build", str(tmp_path), "--tensorrt", "tensorrt"])
+    assert result.exit_code == ErrorCode.MISSING_FILE.exit_status
+    assert f"{tmp_path} is not an engine folder: it has no gear.json" in result.stderr
+    (tmp_path / "gear.json").write_bytes((folder / "gear.json").read_bytes())
+    (tmp_path / "report.json").write_text('{"schema": "gear.export/1", "source": 7}')
+    result = CliRunner().invoke(gear, ["build", str(tmp_path), "--tensorrt", "tensorrt"])
+    assert result.exit_code == ErrorCode.DAMAGED_ENGINE.exit_status
+    assert f"cannot read {tmp_path / 'report.json'}: " in result.stderr
+
+
+def test_gear_build_takes_what_is_installed(folder, monkeypatch):
+    monkeypatch.setattr("gear_trt.tensorrt.library._module_name", lambda product: None)
+    result = CliRunner().invoke(gear, ["build", str(folder)])
+    assert result.exit_code == ExitStatus.ENVIRONMENT
+    assert "error[E601]: neither tensorrt nor tensorrt-rtx is installed" in result.stderr
 
 
 def test_tensorrt_that_is_not_installed(source, tmp_path, monkeypatch):
