@@ -17,7 +17,7 @@ from gear_trt.spec.model_config import layer_ranges
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gear_trt.tune.tuning import Tuning
+    from gear_trt.tune.tuning import Tuner, Tuning
 
 SCHEMA = "gear.tune/1"
 MIN_TOKENS = 192
@@ -70,7 +70,7 @@ def tune(
         bool, typer.Option("--verbose", "-v", help="Show the log, and tracebacks of errors.")
     ] = False,
 ) -> None:
-    """Choose bits, group size, rank and outliers of every layer by what each layer's cost.
+    """Choose bits, group size, rank and outliers of every layer by what they cost the model.
 
     Every layer is compressed alone, and what that costs the model is measured; then the cheapest
     choices for all layers are computed and measured together. Minutes for a small model on a CPU.
@@ -79,10 +79,7 @@ def tune(
         raise typer.BadParameter("give one of the two", param_hint="--target-bits, --target-kl")
 
     def action() -> None:
-        if output.exists() and not force:
-            raise GearError(
-                ErrorCode.OUTPUT_EXISTS, f"{output} exists", hint="pass --force to replace it"
-            )
+        _check_output(output, force=force)
         base = CompressionConfig.preset(preset)
         from gear_trt.eval.checkpoint import Checkpoint
         from gear_trt.eval.text import read_sequences
@@ -96,18 +93,16 @@ def tune(
         if text is not None:
             ids = read_sequences(text, checkpoint.tokenizer(), sequences=SEQUENCES, context=tokens)
         with _ui.progress_bar() as progress:
-            progress("loading", model.name, 0.0)
+            progress("loading", checkpoint.name, 0.0)
             network = checkpoint.network()
             if ids is None:
                 progress("writing", "the text to measure on", 0.0)
                 ids = write_tokens(network, tokens)
             tuner = Tuner(network, ids, base, progress)
-            tuning = (
-                tuner.below_kl(target_kl) if target_bits is None else tuner.within_bits(target_bits)
-            )
+            tuning = _reach(tuner, target_bits, target_kl)
         source = text.name if text else "text that it wrote"
         note = (
-            f"gear tune {model.name}: {tuning.bits_per_element:.3f} bits per element,\n"
+            f"gear tune {checkpoint.name}: {tuning.bits_per_element:.3f} bits per element,\n"
             f"KL divergence {tuning.kl.mean:.5f} on {tuning.tokens} tokens of {source}"
         )
         output.write_text(config_text(tuning.config, note), encoding="utf-8")
@@ -117,6 +112,26 @@ def tune(
             _print(tuning, output)
 
     _ui.run(action, json=json, verbose=verbose)
+
+
+def _check_output(path: Path, *, force: bool) -> None:
+    """Refuse what could not be written at the end, minutes later."""
+    if path.exists() and not force:
+        raise GearError(
+            ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="pass --force to replace it"
+        )
+    if not path.parent.is_dir():
+        raise GearError(
+            ErrorCode.MISSING_FILE, f"there is no folder {path.parent}", hint="make it first"
+        )
+
+
+def _reach(tuner: Tuner, bits: float | None, kl: float | None) -> Tuning:
+    if bits is not None:
+        return tuner.within_bits(bits)
+    if kl is not None:
+        return tuner.below_kl(kl)
+    raise ValueError("no target")
 
 
 def _fields(tuning: Tuning) -> dict[str, object]:

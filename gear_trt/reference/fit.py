@@ -52,7 +52,7 @@ def fit_ranges(
 
     n = sums_GV(np.ones(x_VL.shape, np.int64))
     for fit_pass in range(FIT_PASSES):
-        step_GV = (high_GV - low_GV) / top_code
+        step_GV = np.asarray((high_GV - low_GV) / top_code, np.float32)
         u_VL = (x_VL - low_GV.T[:, group_of_L]) * _divide(1, step_GV).T[:, group_of_L]
         c_VL = np.rint(np.clip(u_VL, 0, top_code))
         most = np.float32(FIT_UNITS - 1)
@@ -66,8 +66,8 @@ def fit_ranges(
         is_last = fit_pass == FIT_PASSES - 1
         gain = _divide(lift + noise, spread + lift) if is_last else _divide(lift, spread)
         shift = (scaled(r, FIT_UNITS) - gain * scaled(c, 1)) / scaled(n, 1)
-        low_GV = low_GV + step_GV * shift
-        high_GV = low_GV + step_GV * (np.float32(1) + gain) * top_code
+        low_GV = np.asarray(low_GV + step_GV * shift, np.float32)
+        high_GV = np.asarray(low_GV + step_GV * (1 + gain) * top_code, np.float32)
     return low_GV, high_GV
 
 

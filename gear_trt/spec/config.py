@@ -65,8 +65,7 @@ class CompressionConfig(BaseModel):
 
     fit_ranges: Literal[0, 1] = Field(
         1,
-        description="1: the range of a group is fitted to its values; 0: it is from its smallest "
-        "to its largest value.",
+        description="1: Ranges of groups are fitted to their values, not taken from the extremes.",
     )
 
     @model_validator(mode="after")
@@ -137,9 +136,11 @@ class CompressionConfig(BaseModel):
             ) from None
 
 
+_AS_IT_IS = {"sinks": 0, "rotate_keys": 0, "rotate_values": 0, "fit_ranges": 0}
+
 PRESETS: dict[str, dict[str, int]] = {
-    "exact": {"key_bits": 32, "value_bits": 32, "sinks": 0, "rotate_keys": 0, "rotate_values": 0},
-    "fp16": {"key_bits": 16, "value_bits": 16, "sinks": 0, "rotate_keys": 0, "rotate_values": 0},
+    "exact": {"key_bits": 32, "value_bits": 32, **_AS_IT_IS},
+    "fp16": {"key_bits": 16, "value_bits": 16, **_AS_IT_IS},
     "k4v4": {"key_bits": 4, "value_bits": 4},
     "k4v2": {"key_bits": 4, "value_bits": 2},
     "k3v2": {"key_bits": 3, "value_bits": 2},
@@ -156,10 +157,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "rank": 4,
         "factor_bits": 16,
         "outliers": 2,
-        "sinks": 0,
-        "rotate_keys": 0,
-        "rotate_values": 0,
-        "fit_ranges": 0,
+        **_AS_IT_IS,
     },
     "paper-2bit": {
         "key_bits": 2,
@@ -169,10 +167,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "rank": 4,
         "factor_bits": 16,
         "outliers": 2,
-        "sinks": 0,
-        "rotate_keys": 0,
-        "rotate_values": 0,
-        "fit_ranges": 0,
+        **_AS_IT_IS,
     },
 }
 """Named configs. `paper-*` is GEAR as published (KCVT at 4 bits, KIVI g=64 at 2 bits, s = 2 %,

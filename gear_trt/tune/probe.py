@@ -6,24 +6,26 @@ through our own pages, by the kernels that decode them, once per option.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from gear_trt.eval.divergence import SLICE
+from gear_trt.eval.steps import SLICE
 from gear_trt.spec import CompressionConfig
 from gear_trt.torch.cache import ATTENTION_NAME
 from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens
 from gear_trt.tune.options import SideOption
 
+Key = TypeVar("Key", bound=Hashable)
 Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
 
 
-class ProbeLayer(GearLayer):
+class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
     """A layer that attends to uncompressed tokens and compares every option with that.
 
     Attributes:
@@ -32,7 +34,7 @@ class ProbeLayer(GearLayer):
     Args:
         index: Which layer of the model it is.
         sliding_window: As in `GearLayer`.
-        configs: Of every option.
+        configs: Of every option, by what tells it from others.
         report: Told when the layer is done.
     """
 
@@ -40,11 +42,11 @@ class ProbeLayer(GearLayer):
         self,
         index: int,
         sliding_window: int,
-        configs: Mapping[SideOption, CompressionConfig],
+        configs: Mapping[Key, CompressionConfig],
         report: Callable[[], None],
     ) -> None:
         super().__init__(index, CompressionConfig.preset("exact"), sliding_window)
-        self.errors: dict[SideOption, float] = {}
+        self.errors: dict[Key, float] = {}
         self._configs = configs
         self._report = report
 
@@ -65,13 +67,15 @@ class ProbeLayer(GearLayer):
             layer.lazy_initialization(key_BSHD.transpose(1, 2), value_BSHD.transpose(1, 2))
             outputs = []
             for start in range(0, query_BSND.shape[1], SLICE):
-                parts = [
+                query, key, value = (
                     tensor[:, start : start + SLICE]
                     for tensor in (query_BSND, key_BSHD, value_BSHD)
-                ]
-                counts = (parts[0].shape[1],) * len(query_BSND)
+                )
+                counts = (query.shape[1],) * len(query)
                 tokens = NewTokens(past=tuple(layer.lengths), counts=counts, order=None)
-                outputs.append(layer.attend(*parts, tokens, scale=scale, softcap=softcap))
+                outputs.append(
+                    layer.attend(query, key, value, tokens, scale=scale, softcap=softcap)
+                )
             return torch.cat(outputs, dim=1)
 
         exact = super().attend(query_BSND, key_BSHD, value_BSHD, new, scale=scale, softcap=softcap)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +30,8 @@ def write_tokens(model: PreTrainedModel, context: int) -> NDArray[np.int64]:
     model.set_attn_implementation(DENSE_ATTENTION)
     start = model.config.get_text_config(decoder=True).bos_token_id or 0
     torch.manual_seed(SEED)
-    written: torch.Tensor = model.generate(
+    generate: Any = model.generate
+    written: torch.Tensor = generate(
         torch.full((SEQUENCES, 1), start),
         attention_mask=torch.ones((SEQUENCES, 1), dtype=torch.int64),
         do_sample=True,

@@ -32,6 +32,8 @@ Progress = Callable[[str, str, float], None]
 
 AIM, CLOSE = 0.98, 0.93
 """Parts of a target divergence: what the next config is to reach, and what is near enough."""
+LEAST = 1e-9
+"""Divergences below it are rounding."""
 ROUNDS = 4
 """Configs measured as a whole for a target divergence."""
 _PROBED, _MEASURED = 0.25, 0.9
@@ -138,18 +140,20 @@ class Tuner:
             GearError: `BAD_REQUEST` where every choice loses more.
         """
         best: Tuning | None = None
+        last: list[int] | None = None
         limit = kl
         for _ in range(ROUNDS):
             picks = self._frontier.below(limit)
-            if picks is None:
+            if picks is None or picks == last:
                 break
+            last = picks
             tuning = self._judge(picks)
             is_enough = tuning.kl.mean <= kl
             if is_enough and (best is None or tuning.bits_per_element < best.bits_per_element):
                 best = tuning
             if is_enough and tuning.kl.mean >= CLOSE * kl:
                 break
-            limit *= AIM * kl / tuning.kl.mean
+            limit *= AIM * kl / max(tuning.kl.mean, LEAST)
         if best is None:
             raise _unreachable(f"a KL divergence of {kl}", "ask for a larger one")
         return best

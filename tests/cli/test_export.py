@@ -77,14 +77,15 @@ CHANGES = {
     "sinks": 7,
     "rotate_keys": 0,
     "rotate_values": 0,
+    "fit_ranges": 0,
 }
 
 
 @pytest.mark.parametrize("field", CompressionConfig.model_fields)
 def test_every_field_has_a_flag(model, tmp_path, field):
     value = CHANGES[field]
-    is_rotation = field.startswith("rotate")
-    flags = [f"--no-{flag_of(field)[2:]}"] if is_rotation else [flag_of(field), value]
+    is_switch = field.startswith(("rotate", "fit"))
+    flags = [f"--no-{flag_of(field)[2:]}"] if is_switch else [flag_of(field), value]
     assert gear_export(model, "-o", tmp_path / "engine", *flags).exit_code == ExitStatus.OK
     config = Manifest.read(tmp_path / "engine").layers[0].config
     assert config == CompressionConfig.preset("k4v4", **{field: value})

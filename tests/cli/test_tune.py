@@ -78,6 +78,7 @@ def test_wrong_input_is_refused_before_anything_is_measured(folder, tmp_path):
     onnx.touch()
     target = ("--target-bits", 4)
     refused(tune(folder, "-o", there, *target), "E203", "--force")
+    refused(tune(folder, "-o", absent / "it.toml", *target), "E201", "no folder")
     refused(tune(absent, "-o", tmp_path / "new.toml", *target), "E201")
     refused(tune(onnx, "-o", tmp_path / "new.toml", *target), "E302", "Hugging Face folder")
     preset = ("--preset", "fp16")

@@ -87,37 +87,37 @@ void find_ranges(const Side& side, int v, CompressScratch& scratch) {
   }
 }
 
-// The range of a group, fitted to its values; `weights` are 0 at outliers and 1 elsewhere.
-Range fit_range(const float* x, const float* weights, int length, Range range, float top_code) {
-  if (range.low == range.high) return range;
-  for (int pass = 0; pass < kFitPasses; ++pass) {
-    const float step = (range.high - range.low) / top_code;
-    const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
-    constexpr float kUnits = kFitUnits;
-    Floats n{}, c{}, r{}, cc{}, cr{}, rr{};
-    for (int i = 0; i < length; i += kWidth) {
-      const Floats weight = load_floats(weights + i);
-      const Floats u = (load_floats(x + i) - range.low) * inverse;
-      const Floats code = round_even(clip(u, 0.0f, top_code));
-      const Floats rest = round_even(clip((u - code) * kUnits, 1.0f - kUnits, kUnits - 1.0f));
-      const Floats c_i = code * weight;
-      const Floats r_i = rest * weight;
-      n += weight;
-      c += c_i;
-      r += r_i;
-      cc += c_i * c_i;
-      cr += c_i * r_i;
-      rr += r_i * r_i;
-    }
-    const FitSums sums = {reduce_add(n),  reduce_add(c),  reduce_add(r),
-                          reduce_add(cc), reduce_add(cr), reduce_add(rr)};
-    range = fitted_range(range, sums, top_code, pass);
+// The range of a group after one pass of the fit; `weights` are 0 at outliers and 1 elsewhere.
+Range fit_range(const float* x, const float* weights, int length, Range range, float top_code,
+                int pass) {
+  constexpr float kUnits = kFitUnits;
+  constexpr int kSums = 6;
+  const float step = (range.high - range.low) / top_code;
+  const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
+  Floats parts[kSums] = {};
+  for (int i = 0; i < length; i += kWidth) {
+    const Floats weight = load_floats(weights + i);
+    const Floats u = (load_floats(x + i) - range.low) * inverse;
+    const Floats code = round_even(clip(u, 0.0f, top_code));
+    const Floats rest = round_even(clip((u - code) * kUnits, 1.0f - kUnits, kUnits - 1.0f));
+    const Floats c = code * weight;
+    const Floats r = rest * weight;
+    parts[0] += weight;
+    parts[1] += c;
+    parts[2] += r;
+    parts[3] += c * c;
+    parts[4] += c * r;
+    parts[5] += r * r;
   }
-  return range;
+  float sums[padded_to_batch(kSums)];
+  reduce_each(kSums, sums, add, [&](int i) { return parts[i]; });
+  return fitted_range(range, {sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]}, top_code,
+                      pass);
 }
 
-// Ranges of the groups of vector v, fitted.
-void fit_ranges(const Side& side, int v, float top_code, CompressScratch& scratch) {
+// One pass of the fit of vector v. Passes over all vectors follow one another, not passes over one:
+// they wait for each other, and other vectors fill the time.
+void fit_ranges(const Side& side, int v, float top_code, int pass, CompressScratch& scratch) {
   float ones[kMaxVectorLength];
   float weights[kMaxVectorLength];
   for (int i = 0; i < side.lanes; i += kWidth) store(ones + i, broadcast(1.0f));
@@ -129,8 +129,9 @@ void fit_ranges(const Side& side, int v, float top_code, CompressScratch& scratc
     const int count = left < side.config.group_size ? left : side.config.group_size;
     float& low = scratch.low[group * side.vectors + v];
     float& high = scratch.high[group * side.vectors + v];
+    if (low == high) continue;
     const Range range = fit_range(scratch.x + v * side.lanes + start, weights + start, count,
-                                  {low, high}, top_code);
+                                  {low, high}, top_code, pass);
     low = range.low;
     high = range.high;
   }
@@ -309,7 +310,9 @@ void compress_side(const Side& side, const void* rows, DataType type, int32_t* p
   for (int v = 0; v < side.vectors; ++v) {
     if (config.outliers > 0) find_outliers(side, v, scratch);
     find_ranges(side, v, scratch);
-    if (config.fit_ranges) fit_ranges(side, v, top_code, scratch);
+  }
+  for (int pass = 0; config.fit_ranges && pass < kFitPasses; ++pass) {
+    for (int v = 0; v < side.vectors; ++v) fit_ranges(side, v, top_code, pass, scratch);
   }
   auto* encode = config.metadata_bits == 16 ? &encode_halves : &encode_two_level;
   encode(side, top_code, scratch, page);
