@@ -481,4 +481,4 @@ def _cell(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "–" if value is None else str(value)
+    return "–" if value is None else " ".join(str(value).split())

@@ -16,7 +16,7 @@ from gear_trt.eval.steps import SLICE, Steps, feed
 BLOCK = 64
 """Consecutive tokens that count as one observation: neighbours are correlated."""
 UNSCORED = 64
-"""First tokens of a sequence, while which nothing is compressed yet."""
+"""First tokens of a sequence that are not scored, unless a cache leaves more uncompressed."""
 CONFIDENCE = 1.96
 """Standard errors on both sides that hold 95 % of a normal distribution."""
 
@@ -110,14 +110,19 @@ class Yardstick:
             end = start + log_probs_BSV.shape[1]
             self._log_probs[:, start:end] = log_probs_BSV.numpy()
 
-    def judge(self, other: Steps) -> Scores:
-        """Run another cache over the same tokens in the same slices; it is left filled."""
+    def judge(self, other: Steps, *, unscored: int = UNSCORED) -> Scores:
+        """Run another cache over the same tokens in the same slices; it is left filled.
+
+        Args:
+            other: Decodes over that cache.
+            unscored: First tokens of each sequence, while which it compresses nothing.
+        """
         parts = [
             _compare(self._exact(start, log_probs.shape[1]), log_probs, self._targets(start, end))
             for start, log_probs in self._slices(other)
             if (end := start + log_probs.shape[1])
         ]
-        columns = (torch.cat(column, dim=1)[:, UNSCORED:] for column in zip(*parts, strict=True))
+        columns = (torch.cat(column, dim=1)[:, unscored:] for column in zip(*parts, strict=True))
         return Scores(*(column.double().numpy() for column in columns))
 
     def _exact(self, start: int, count: int) -> torch.Tensor:

@@ -36,11 +36,12 @@ def judge(
             model.
     """
     context = tokens_BT.shape[1] - 1
-    if not UNSCORED < context <= subject.max_context:
+    unscored = max(UNSCORED, *(cache.buffer for cache in caches), 0)
+    if not unscored < context <= subject.max_context:
         raise GearError(
             ErrorCode.BAD_REQUEST,
             f"sequences of {context} tokens cannot be judged",
-            hint=f"they must be longer than {UNSCORED} tokens, while which nothing is compressed, "
+            hint=f"they must be longer than {unscored} tokens, while which nothing is compressed, "
             f"and this model holds {subject.max_context}",
         )
     count = len(caches) + 1
@@ -49,7 +50,7 @@ def judge(
     for index, cache in enumerate(caches, start=1):
         progress(cache.name, text_name, index / count)
         decoder = subject.with_cache(cache)
-        scores = yardstick.judge(decoder)
+        scores = yardstick.judge(decoder, unscored=max(UNSCORED, cache.buffer))
         yield make_row(
             cache,
             scores,

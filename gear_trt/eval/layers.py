@@ -148,6 +148,7 @@ def layer_errors(
         text_name: What rows call the text.
     """
     cache = Decoder(model, candidate).cache
+    first = max(UNSCORED, candidate.buffer)
     for index, (layer, attended) in enumerate(zip(cache.layers, layers, strict=True)):
         output_BTND, keys_BHTD, values_BHTD = _through(layer, attended, candidate.attention)
         yield LayerRow(
@@ -157,7 +158,7 @@ def layer_errors(
             layer=index,
             key_error=_error(keys_BHTD, attended.key_BHTD),
             value_error=_error(values_BHTD, attended.value_BHTD),
-            output_error=_error(output_BTND[:, UNSCORED:], attended.output_BTND[:, UNSCORED:]),
+            output_error=_error(output_BTND[:, first:], attended.output_BTND[:, first:]),
         )
 
 

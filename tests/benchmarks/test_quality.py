@@ -41,9 +41,17 @@ def test_a_frontier_line_names_the_best_peer_that_is_no_larger():
 
 
 def test_targets():
-    rows = [row("near-lossless", 0.001, 4.5), row("small", 0.011, 3.06)]
+    large, pages_of_64 = ({"key_bits": 4, "chunk": chunk} for chunk in (128, 64))
+    rows = [
+        row("near-lossless", 0.001, 4.5, config=large),
+        row("k4v4", 0.002, 4.56, config=pages_of_64),
+        row("small", 0.011, 3.06),
+    ]
     lines = "\n".join(quality_report._targets(rows))
-    assert "| near-lossless | KL ≤ 0.0015 at ≤ 4.55 bits | KL 0.00100 at 4.50 | met |" in lines
+    assert (
+        "| near-lossless | KL ≤ 0.0015 at ≤ 4.55 bits | KL 0.00100 at 4.50 | met | KL 0.002"
+        in lines
+    )
     assert "KL 0.01100 at 3.06 | **missed**" in lines
     assert "| tiny | KL ≤ 0.055 at ≤ 2.8 bits | not measured | **missed** |" in lines
     assert list(quality_report._targets([row("k4v4", 0.1, 4)])) == []

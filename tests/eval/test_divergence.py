@@ -110,6 +110,18 @@ def test_more_bits_diverge_less_and_rows_say_what_they_cost():
     assert [row.candidate for row in rows] == ["exact", "k4v4", "k2v2"]
     exact, four, two = rows
     assert exact.kl < 1e-6 < four.kl < two.kl
+    (large,) = judge(
+        tiny,
+        [
+            candidate.gear(
+                "128", ModelConfig(CompressionConfig.preset("k4v4", chunk=128)), tiny.model.config
+            )
+        ],
+        tokens(2, 201).numpy(),
+        lambda *_: None,
+        text_name="noise",
+    )
+    assert large.tokens == 2 * (200 - 128), "the first page is not full before"
     assert exact.top1 == 1
     assert four.bits_per_element == bits_per_element(CompressionConfig.preset("k4v4"), 32)
     elements = 2 * 2 * 2 * 32
