@@ -186,7 +186,7 @@ def test_a_folder_without_a_tokenizer_is_refused_as_one(model, path):
 
 
 def test_files_linked_from_a_download_cache(model, tmp_path):
-    """Hubs keep files under their hashes, in one folder, and link them from a folder per version."""
+    """Hubs keep files under their hashes in one folder, and link them from one per version."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
