@@ -8,7 +8,7 @@ NATIVE_SOURCES := $(shell find plugins -type f)
 FORMATTED := find plugins samples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | grep -v generated
 NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl
 
-.PHONY: demo test lint cuda format codegen gpu-check clean
+.PHONY: demo test lint cuda format codegen gpu-check sanitize clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,13 @@ cuda: $(INSTALLED)  ## Compile the CUDA kernels for every architecture; nvcc fro
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt $(NVCC_PACKAGES); }
 	$(BIN)/cmake -S plugins -B build/cuda -DGEAR_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/cuda --parallel 2 --target gear_cuda gear_trt_plugins
+
+sanitize: $(INSTALLED)  ## The CPU kernels under AddressSanitizer and UBSan: case table, damaged page tables
+	$(BIN)/cmake -S plugins -B build/sanitized -DGEAR_SANITIZE=ON -DGEAR_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1
+	$(BIN)/cmake --build build/sanitized --parallel 2
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 GEAR_LIBRARY=$(abspath build/sanitized/libgear.so) \
+	  $(BIN)/python -m pytest tests/plugins tests/fuzz -k "not source and not graph and not manifest and not cache"
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
