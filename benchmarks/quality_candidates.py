@@ -21,8 +21,9 @@ BASES = {
     "with rotation, sinks and 8-bit metadata": ("k2v2", {"rank": 2, "outliers": 2}),
 }
 """What the parts of GEAR are added to: a preset whose bits are varied, and the parts' sizes."""
+CODES = "codes"
 PARTS: dict[str, tuple[str, ...]] = {
-    "codes": (),
+    CODES: (),
     "codes + low rank": ("rank",),
     "codes + outliers": ("outliers",),
     "all three": ("rank", "outliers"),
@@ -31,7 +32,7 @@ LADDER = ((2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (8, 8))
 """Bits of K and V of codes without any correction: what the same bytes buy without the parts."""
 
 
-def variant(base: str, key_bits: int, value_bits: int, part: str = "codes") -> CompressionConfig:
+def variant(base: str, key_bits: int, value_bits: int, part: str = CODES) -> CompressionConfig:
     """Return one of `BASES` with these bits and one of `PARTS`."""
     preset, sizes = BASES[base]
     chosen = {name: sizes[name] if name in PARTS[part] else 0 for name in sizes}

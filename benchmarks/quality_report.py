@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from benchmarks.quality_candidates import BASES, FRONTIER, LADDER, PARTS, WIDTHS, variant
+from benchmarks.quality_candidates import BASES, CODES, FRONTIER, LADDER, PARTS, WIDTHS, variant
 from benchmarks.records import RESULTS
 from benchmarks.report import filled
 from gear_trt.bench.grid import parse_config
@@ -158,14 +158,14 @@ def _parts(group: Sequence[EvalRow]) -> Iterator[str]:
         codes = sorted(
             ((row.bits_per_element, row.kl) for row in ladder if row is not None),
         )
-        lines = [
-            line
+        found = [
+            (f"{width}/{width}", part, row, interpolated(codes, row.bits_per_element))
             for width in WIDTHS
             for part in PARTS
             if (row := by_config.get(_key(_config(base, width, width, part)))) is not None
-            and (line := _part_line(f"{width}/{width}", part, row, codes))
         ]
-        if len(lines) <= len(WIDTHS):  # codes alone say nothing of the parts
+        compared = [(row, alone) for _, part, row, alone in found if part != CODES and alone]
+        if not compared:
             continue
         preset, sizes = BASES[base]
         fields = CompressionConfig.preset(preset)
@@ -177,19 +177,19 @@ def _parts(group: Sequence[EvalRow]) -> Iterator[str]:
         yield ""
         yield "| codes | parts | bits | KL | codes alone | parts / codes alone |"
         yield "|---|---|---|---|---|---|"
-        yield from lines
+        yield from (_part_line(*item) for item in found)
+        better = sum(row.kl < alone for row, alone in compared)
+        yield ""
+        yield f"The parts beat codes alone of the same bits in {better} of {len(compared)} cases."
         yield ""
 
 
-def _part_line(
-    codes_name: str, part: str, row: EvalRow, codes: Sequence[tuple[float, float]]
-) -> str:
-    alone = interpolated(codes, row.bits_per_element)
-    same = "–" if alone is None or part == "codes" else f"{alone:.5f}"
-    ratio = "–" if alone is None or part == "codes" else f"{row.kl / alone:.2f}"
+def _part_line(width: str, part: str, row: EvalRow, alone: float | None) -> str:
+    has_peer = alone is not None and part != CODES
+    same = f"{alone:.5f} | {row.kl / alone:.2f}" if has_peer else "– | –"
     return (
-        f"| {codes_name} | {part} | {row.bits_per_element:.2f} "
-        f"| {row.kl:.5f} ± {row.kl_error:.5f} | {same} | {ratio} |"
+        f"| {width} | {part} | {row.bits_per_element:.2f} "
+        f"| {row.kl:.5f} ± {row.kl_error:.5f} | {same} |"
     )
 
 
@@ -210,7 +210,7 @@ def interpolated(points: Sequence[tuple[float, float]], bits: float) -> float | 
     return None
 
 
-def _config(base: str, key_bits: int, value_bits: int, part: str = "codes") -> dict[str, int]:
+def _config(base: str, key_bits: int, value_bits: int, part: str = CODES) -> dict[str, int]:
     return variant(base, key_bits, value_bits, part).model_dump()
 
 

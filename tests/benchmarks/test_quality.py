@@ -76,6 +76,7 @@ def test_parts_are_compared_with_codes_of_the_same_bits():
     lines = "\n".join(quality_report._parts(rows))
     assert "| 2/2 | codes + low rank | 3.50 | 0.20000 ± 0.02000 | 0.04000 | 5.00 |" in lines
     assert "| 2/2 | all three | 4.50 | 0.02000 ± 0.00200 | 0.00400 | 5.00 |" in lines
+    assert "The parts beat codes alone of the same bits in 1 of 3 cases." in lines
 
 
 def test_every_part_and_width_is_measured_once():
