@@ -28,6 +28,8 @@ def open_onnx(path: Path, progress: Progress) -> Source:
     if not model.graph.outputs or not len(model.graph):
         raise _damaged(path, "it holds no graph")
     folder = path.absolute().parent
+    for graph in model.graphs():
+        _check_text(path, graph)
     for tensor in _weights(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, tensor)
@@ -46,6 +48,14 @@ def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
+
+
+def _check_text(path: Path, graph: ir.Graph) -> None:
+    """Protobuf leaves what is no UTF-8 as bytes."""
+    for node in graph:
+        for text in (node.name, node.op_type, node.domain):
+            if isinstance(text, bytes):
+                raise _damaged(path, f"a node is called {text[:40]!r}, which is no text")
 
 
 def _check_inline(path: Path, tensor: ir.TensorProtocol) -> None:

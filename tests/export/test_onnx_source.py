@@ -207,3 +207,11 @@ def test_a_link_out_of_the_folder(model, tmp_path):
     error = refused(folder / "model.onnx")
     assert error.code is ErrorCode.DAMAGED_MODEL
     assert "outside of its folder" in error.message
+
+
+def test_a_node_whose_operator_is_no_text(model, path):
+    content = model.SerializeToString()
+    name = model.graph.node[0].op_type.encode()
+    path.write_bytes(content.replace(name, b"\xff" * len(name)))
+    error = refused(path)
+    assert error.code is ErrorCode.DAMAGED_MODEL
