@@ -216,8 +216,8 @@ def load_failure(path: Path, text: str) -> GearError:
     )
 
 
-def run_failure(error: Exception) -> Exception:
-    """Return what a failed run is to the user; `error` itself where it is a defect of ours."""
+def run_failure(error: Exception) -> GearError:
+    """Return what a failed run is to the user."""
     text = str(error)
     if _NO_MEMORY.search(text):
         return GearError(
@@ -226,10 +226,12 @@ def run_failure(error: Exception) -> Exception:
             hint="use a smaller batch, or load the engine with a smaller max_tokens",
         )
     own = _op_message(text)
-    if own is None or "has shape" in own:
-        reason = own or f"the graph fails: {text.splitlines()[0]}"
-        return GearError(ErrorCode.DAMAGED_ENGINE, reason, hint=EXPORT_AGAIN)
-    return activation_fault(own) or error
+    fault = activation_fault(own) if own else None
+    return fault or GearError(
+        ErrorCode.DAMAGED_ENGINE,
+        own or f"the graph fails: {text.splitlines()[0]}",
+        hint=f"{EXPORT_AGAIN}; if it fails again, please report it",
+    )
 
 
 def _op_message(text: str) -> str | None:
