@@ -98,7 +98,7 @@ class OrtBoundGraph:
         self._cache = cache  # keeps the bound memory alive
         self._binding: Any = session.io_binding()
         self._vocab_size = vocab_size
-        self._logits_dtype = logits_dtype(session)
+        self._logits_dtype = logits_dtype(session, vocab_size)
         for (input_name, output_name), array in state_names(cache):
             self._bind_input(input_name, array)
             self._bind_output(output_name, array)
@@ -179,16 +179,19 @@ def session_options(threads: int, library: Path | None = None) -> ort.SessionOpt
     return options
 
 
-def logits_dtype(session: Any) -> str:  # noqa: ANN401 - untyped, as is the binding
+def logits_dtype(session: Any, vocab_size: int) -> str:  # noqa: ANN401 - untyped, as is the binding
     """Return the element type of a graph's logits, as numpy names it.
 
     Raises:
-        RuntimeError: It has none of a float type.
+        RuntimeError: It has none of a float type, or of another width than its manifest says.
     """
-    types = {output.name: output.type for output in session.get_outputs()}
-    if types.get(graph.LOGITS) not in _FLOAT_TYPES:
+    found = {output.name: output for output in session.get_outputs()}.get(graph.LOGITS)
+    if found is None or found.type not in _FLOAT_TYPES:
         raise RuntimeError(f"the graph has no output {graph.LOGITS} of a float type")
-    return _FLOAT_TYPES[types[graph.LOGITS]]
+    width = found.shape[-1] if found.shape else None
+    if isinstance(width, int) and width != vocab_size:
+        raise RuntimeError(f"the graph has {width} logits, its manifest says {vocab_size}")
+    return _FLOAT_TYPES[found.type]
 
 
 def load_failure(path: Path, text: str) -> GearError:

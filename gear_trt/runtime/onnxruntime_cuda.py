@@ -86,7 +86,7 @@ class OnnxRuntimeCudaBackend:
         """
         try:
             program = OrtProgram(self._session, cache, self._queue)
-            dtype = getattr(torch, logits_dtype(self._session))
+            dtype = getattr(torch, logits_dtype(self._session, self._vocab_size))
         except FAILURES as error:
             raise load_failure(self._path, str(error)) from None
         programs = Programs(program, None, dtype, self._vocab_size, self._check_faults)

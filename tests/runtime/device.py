@@ -95,7 +95,7 @@ def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=Non
     ]
     return Programs(
         *programs,
-        getattr(torch, logits_dtype(session)),
+        getattr(torch, logits_dtype(session, manifest.model.vocab_size)),
         manifest.model.vocab_size,
         faults or (lambda: None),
     )

@@ -97,3 +97,13 @@ def test_a_cache_beyond_all_memory_is_refused(folder):
         load(folder)
     assert caught.value.code is ErrorCode.OUT_OF_MEMORY
     assert "max_tokens" in caught.value.hint
+
+
+def test_a_vocabulary_that_is_not_the_graphs_is_refused(folder):
+    content = json.loads((folder / MANIFEST_FILE).read_text())
+    content["model"]["vocab_size"] = 2**31 - 1
+    (folder / MANIFEST_FILE).write_text(json.dumps(content))
+    with pytest.raises(GearError) as caught:
+        load(folder)
+    assert caught.value.code is ErrorCode.DAMAGED_ENGINE
+    assert "260 logits" in caught.value.detail
