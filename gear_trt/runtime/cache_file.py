@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,12 +67,14 @@ def write(
         "layers": _describe(layers),
         "checksum": _checksum(tensors),
     }
-    partial = path.with_name(path.name + ".partial")
+    # A folder of its own: safetensors writes to a file of a random name, which a kill would leave.
+    workshop = path.with_name(path.name + ".partial")
+    shutil.rmtree(workshop, ignore_errors=True)
     try:
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
+        workshop.mkdir()
+        save_file(tensors, workshop / path.name, metadata)
+        (workshop / path.name).replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         if not _NO_SPACE.search(str(error)):
             raise
         raise GearError(
@@ -79,6 +82,8 @@ def write(
             f"no space left to write {path}",
             hint="free some space, or save to another disk",
         ) from None
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def read(path: Path, layers: Sequence[LayerFacts], *, kind: str = CACHE) -> CacheContent:
