@@ -7,9 +7,11 @@ business, so that numpy arrays and torch tensors come here as addresses.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_size_t, c_void_p
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from gear_trt.errors import ErrorCode, GearError
@@ -147,6 +149,29 @@ def page_config(config: CompressionConfig, head_dim: int) -> ctypes.Array[c_int3
     """`PageConfig` of the generated header: the config's fields, then head_dim."""
     members = [getattr(config, name) for name in CONFIG_VARIABLES] + [head_dim]
     return (c_int32 * len(members))(*members)
+
+
+def find(variable: str, name: str, *, what: str, hint: str) -> Path:
+    """Return the path of an installed library, or of what an environment variable names.
+
+    Args:
+        variable: Environment variable that overrides the installed library.
+        name: File name of the installed one.
+        what: What it is called in messages.
+        hint: How to build it.
+
+    Raises:
+        GearError: `MISSING_LIBRARY`.
+    """
+    override = os.environ.get(variable)
+    path = Path(override) if override else Path(str(files("gear_trt") / "_lib" / name))
+    if not path.is_file():
+        raise GearError(
+            ErrorCode.MISSING_LIBRARY,
+            f"no {what} at {path}",
+            hint=f"{variable} names it" if override else hint,
+        )
+    return path
 
 
 def load(path: Path, hash_function: str, *, hint: str) -> ctypes.CDLL:

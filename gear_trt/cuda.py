@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from ctypes import POINTER, c_char_p, c_int32, c_size_t, c_void_p
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from gear_trt import c_api
-from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec.config import CompressionConfig
 
 LIBRARY_VARIABLE = "GEAR_CUDA_LIBRARY"
@@ -33,15 +30,9 @@ def library_path() -> Path:
     Raises:
         GearError: `MISSING_LIBRARY`.
     """
-    override = os.environ.get(LIBRARY_VARIABLE)
-    path = Path(override) if override else Path(str(files("gear_trt") / "_lib/libgear_cuda.so"))
-    if not path.is_file():
-        raise GearError(
-            ErrorCode.MISSING_LIBRARY,
-            f"no CUDA kernel library at {path}",
-            hint=f"{LIBRARY_VARIABLE} names it" if override else _REBUILD,
-        )
-    return path
+    return c_api.find(
+        LIBRARY_VARIABLE, "libgear_cuda.so", what="CUDA kernel library", hint=_REBUILD
+    )
 
 
 @cache

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from ctypes import POINTER, c_char_p, c_int32, c_void_p
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gear_trt import c_api
-from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec.config import CompressionConfig
 from gear_trt.spec.layout import page_layout
 
@@ -37,15 +34,7 @@ def library_path() -> Path:
     Raises:
         GearError: `MISSING_LIBRARY`.
     """
-    override = os.environ.get(LIBRARY_VARIABLE)
-    path = Path(override) if override else Path(str(files("gear_trt") / "_lib" / "libgear.so"))
-    if not path.is_file():
-        raise GearError(
-            ErrorCode.MISSING_LIBRARY,
-            f"no kernel library at {path}",
-            hint=f"{LIBRARY_VARIABLE} names it" if override else _REBUILD,
-        )
-    return path
+    return c_api.find(LIBRARY_VARIABLE, "libgear.so", what="kernel library", hint=_REBUILD)
 
 
 @cache

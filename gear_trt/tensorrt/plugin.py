@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,16 +48,7 @@ def library_path() -> Path:
     Raises:
         GearError: `MISSING_LIBRARY`.
     """
-    override = os.environ.get(LIBRARY_VARIABLE)
-    installed = Path(str(files("gear_trt") / "_lib" / LIBRARY_NAME))
-    path = Path(override) if override else installed
-    if not path.is_file():
-        raise GearError(
-            ErrorCode.MISSING_LIBRARY,
-            f"no TensorRT plugin library at {path}",
-            hint=f"{LIBRARY_VARIABLE} names it" if override else _REBUILD,
-        )
-    return path
+    return c_api.find(LIBRARY_VARIABLE, LIBRARY_NAME, what="TensorRT plugin library", hint=_REBUILD)
 
 
 @cache
