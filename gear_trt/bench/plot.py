@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,12 +56,30 @@ def draw(rows: Sequence[AnyRow], folder: Path) -> list[Path]:
         "error_bytes": _error_against_bytes(operator),
         "tokens_context": _tokens_against_context(model),
     }
+    return save(
+        figures,
+        folder,
+        hint="pass files that `gear bench ops --out` or `gear bench model --out` wrote",
+    )
+
+
+def save(figures: Mapping[str, Figure | None], folder: Path, *, hint: str) -> list[Path]:
+    """Write the figures that there are as SVG files.
+
+    Args:
+        figures: By file name; None for those that the rows do not suffice for.
+        folder: Where to write; made where it is missing.
+        hint: What to pass where there is none at all.
+
+    Returns:
+        The files written.
+
+    Raises:
+        GearError: `BAD_REQUEST` where there is nothing to draw.
+        OSError: A file cannot be written.
+    """
     if not any(figures.values()):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            "there is nothing to draw",
-            hint="pass files that `gear bench ops --out` or `gear bench model --out` wrote",
-        )
+        raise GearError(ErrorCode.BAD_REQUEST, "there is nothing to draw", hint=hint)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with rc_context(REPRODUCIBLE):

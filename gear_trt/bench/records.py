@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +14,8 @@ from gear_trt.errors import ErrorCode, GearError
 
 OPERATOR = "ops"
 MODEL = "model"
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 class Row(BaseModel):
@@ -184,18 +186,33 @@ def read_rows(path: Path) -> list[AnyRow]:
         GearError: `BAD_REQUEST`, naming the line that is no row.
         OSError: The file cannot be read.
     """
+    return read_kinds(path, _KINDS, command="gear bench")
+
+
+def read_kinds(path: Path, kinds: Mapping[object, type[_Kind]], *, command: str) -> list[_Kind]:
+    """Read the rows of some kinds from a JSON lines file; rows of other kinds are left out.
+
+    Args:
+        path: The file.
+        kinds: The class of a row, by its `benchmark`.
+        command: What writes such rows, for messages.
+
+    Raises:
+        GearError: `BAD_REQUEST`, naming the line that is no row.
+        OSError: The file cannot be read.
+    """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             fields = json.loads(line)
-            kind = _KINDS.get(fields.get("benchmark"))
+            kind = kinds.get(fields.get("benchmark"))
             if kind is not None:
                 rows.append(kind.model_validate(fields))
         except (ValueError, AttributeError, ValidationError) as error:
             raise GearError(
                 ErrorCode.BAD_REQUEST,
-                f"{path}, line {number}, is not a row of `gear bench`",
-                hint="pass a file that `gear bench --out` wrote",
+                f"{path}, line {number}, is not a row of `{command}`",
+                hint=f"pass a file that `{command} --out` wrote",
                 detail=str(error),
             ) from None
     return rows

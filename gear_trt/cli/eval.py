@@ -84,13 +84,11 @@ def text(
     """
 
     def action() -> None:
-        from gear_trt.bench.records import append_rows
         from gear_trt.eval.contest import with_peers
         from gear_trt.eval.judge import judge
         from gear_trt.eval.text import read_sequences
 
-        if out:
-            append_rows(out, [])
+        kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
             contest = _open(model, config, capacity=context, threads=threads)
@@ -99,7 +97,6 @@ def text(
                 text, contest.tokenizer, sequences=sequences + bool(names), context=context
             )
             contest = with_peers(contest, names, tokens_BT[sequences:, :context])
-            rows: list[EvalRow] = []
             for row in judge(
                 contest.subject,
                 contest.caches,
@@ -107,13 +104,11 @@ def text(
                 progress,
                 text_name=text.name,
             ):
-                rows.append(row)
-                if out:
-                    append_rows(out, [row.model_dump()])
+                kept.add(row)
         if json:
-            _print_json("text", rows)
+            _print_json("text", kept.rows)
         else:
-            _print_text(rows)
+            _print_text(kept.rows)
 
     _ui.run(action, json=json, verbose=verbose)
 
@@ -137,14 +132,11 @@ def layers(
     """
 
     def action() -> None:
-        from gear_trt.bench.records import append_rows
         from gear_trt.eval.contest import open_network, with_peers
-        from gear_trt.eval.layers import LayerRow, measure
+        from gear_trt.eval.layers import measure
         from gear_trt.eval.text import read_sequences
 
-        if out:
-            append_rows(out, [])
-        rows: list[LayerRow] = []
+        kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
             contest = open_network(model, configs=config or (), threads=threads)
@@ -154,13 +146,13 @@ def layers(
             )[:, :context]
             contest = with_peers(contest, names, tokens_BT[1:])
             for found in measure(contest, tokens_BT[:1], progress, text_name=text.name):
-                rows += found
-                if out:
-                    append_rows(out, [row.model_dump() for row in found])
+                kept.add(*found)
         if json:
-            _print_json("layers", rows)
+            _print_json("layers", kept.rows)
         else:
-            _print_rows(rows, ("candidate", "layer", "key_error", "value_error", "output_error"))
+            _print_rows(
+                kept.rows, ("candidate", "layer", "key_error", "value_error", "output_error")
+            )
 
     _ui.run(action, json=json, verbose=verbose)
 
@@ -183,12 +175,10 @@ def greedy(
     def action() -> None:
         import torch
 
-        from gear_trt.bench.records import append_rows
         from gear_trt.eval import greedy as decoding
         from gear_trt.eval.text import read_sequences
 
-        if out:
-            append_rows(out, [])
+        kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
             contest = _open(model, config, capacity=prompt_tokens + tokens, threads=threads)
@@ -198,11 +188,10 @@ def greedy(
             prompts_BT = torch.from_numpy(sequences_BT[:, :prompt_tokens])
             progress("uncompressed", text.name, 0.0)
             exact_BS = decoding.continued(contest.subject.exact(), prompts_BT, tokens)
-            rows = []
             for index, cache in enumerate(contest.caches, start=1):
                 progress(cache.name, text.name, index / (len(contest.caches) + 1))
                 other_BS = decoding.continued(contest.subject.with_cache(cache), prompts_BT, tokens)
-                rows.append(
+                kept.add(
                     decoding.compare(
                         cache.name,
                         prompts_BT,
@@ -212,13 +201,11 @@ def greedy(
                         text=text.name,
                     )
                 )
-                if out:
-                    append_rows(out, [rows[-1].model_dump()])
         if json:
-            _print_json("greedy", rows)
+            _print_json("greedy", kept.rows)
         else:
             _print_rows(
-                rows, ("candidate", "new_tokens", "agreement", "agreement_error", "identical")
+                kept.rows, ("candidate", "new_tokens", "agreement", "agreement_error", "identical")
             )
 
     _ui.run(action, json=json, verbose=verbose)
@@ -243,25 +230,20 @@ def passkey(
 
     def action() -> None:
         from gear_trt.bench.grid import parse_counts
-        from gear_trt.bench.records import append_rows
-        from gear_trt.eval.passkey import PasskeyRow, ask_all, parse_depths
+        from gear_trt.eval.passkey import ask_all, parse_depths
 
         contexts = parse_counts(context, "--context")
         depths = parse_depths(depth)
-        if out:
-            append_rows(out, [])
-        rows: list[PasskeyRow] = []
+        kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
             contest = _open(model, config, capacity=max(contexts) + 16, threads=threads)
             for found in ask_all(contest, contexts, depths, progress):
-                rows += found
-                if out:
-                    append_rows(out, [row.model_dump() for row in found])
+                kept.add(*found)
         if json:
-            _print_json("passkey", rows)
+            _print_json("passkey", kept.rows)
         else:
-            _print_rows(rows, ("candidate", "context", "depth", "key", "answer", "is_right"))
+            _print_rows(kept.rows, ("candidate", "context", "depth", "key", "answer", "is_right"))
 
     _ui.run(action, json=json, verbose=verbose)
 
@@ -292,27 +274,22 @@ def questions(
     """
 
     def action() -> None:
-        from gear_trt.bench.records import append_rows
-        from gear_trt.eval.questions import QuestionRow, ask_all, read_questions
+        from gear_trt.eval.questions import ask_all, read_questions
 
         asked = read_questions(file, count)
         prompt = examples.read_text(encoding="utf-8")
-        if out:
-            append_rows(out, [])
-        rows: list[QuestionRow] = []
+        kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
             contest = _open(model, config, capacity=None, threads=threads)
             for row in ask_all(
                 contest, asked, examples=prompt, max_new_tokens=max_new_tokens, progress=progress
             ):
-                rows.append(row)
-                if out:
-                    append_rows(out, [row.model_dump()])
+                kept.add(row)
         if json:
-            _print_json("questions", rows)
+            _print_json("questions", kept.rows)
         else:
-            _print_scores(rows)
+            _print_scores(kept.rows)
 
     _ui.run(action, json=json, verbose=verbose)
 
@@ -407,6 +384,27 @@ def _peer_names(text: str) -> tuple[str, ...]:
     if text == "all":
         return available_peers()
     return parse_names(text, "peer", PEERS) if text else ()
+
+
+class _Kept:
+    """Rows as they come, appended at once to a file where one is given.
+
+    Args:
+        out: The file; it must be writable before anything is measured.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.rows: list[Any] = []
+        self._out = out
+        self.add()
+
+    def add(self, *rows: BaseModel) -> None:
+        """Keep rows."""
+        from gear_trt.bench.records import append_rows
+
+        self.rows += rows
+        if self._out:
+            append_rows(self._out, [row.model_dump() for row in rows])
 
 
 def _print_json(measure: str, rows: Sequence[BaseModel]) -> None:

@@ -6,13 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gear_trt.bench.plot import COLORS, REPRODUCIBLE
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.bench.plot import COLORS, save
 from gear_trt.eval.candidate import GEAR
 from gear_trt.eval.layers import LayerRow
 from gear_trt.eval.records import EvalRow, newest
@@ -56,20 +54,11 @@ def draw(rows: Sequence[EvalRow], layer_rows: Sequence[LayerRow], folder: Path) 
         ),
         "layers": _by_layer(layers),
     }
-    if not any(figures.values()):
-        raise GearError(
-            ErrorCode.BAD_REQUEST,
-            "there is nothing to draw",
-            hint="pass files that `gear eval text --out` or `gear eval layers --out` wrote",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with rc_context(REPRODUCIBLE):
-        for name, figure in figures.items():
-            if figure is not None:
-                written.append(folder / f"{name}.svg")
-                figure.savefig(written[-1], metadata={"Date": None})
-    return written
+    return save(
+        figures,
+        folder,
+        hint="pass files that `gear eval text --out` or `gear eval layers --out` wrote",
+    )
 
 
 def _against_bytes(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.bench.records import read_kinds
 from gear_trt.eval.candidate import CacheFacts
 from gear_trt.eval.divergence import Scores
 from gear_trt.eval.steps import SLICE
@@ -149,20 +148,8 @@ def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
         GearError: `BAD_REQUEST`, naming the line that is no row.
         OSError: The file cannot be read.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            fields = json.loads(line)
-            if fields.get("benchmark") == kind.model_fields["benchmark"].default:
-                rows.append(kind.model_validate(fields))
-        except (ValueError, AttributeError, ValidationError) as error:
-            raise GearError(
-                ErrorCode.BAD_REQUEST,
-                f"{path}, line {number}, is not a row of `gear eval`",
-                hint="pass a file that `gear eval --out` wrote",
-                detail=str(error),
-            ) from None
-    return rows
+    benchmark = kind.model_fields["benchmark"].default
+    return read_kinds(path, {benchmark: kind}, command="gear eval")
 
 
 def newest(rows: Sequence[EvalRow]) -> list[EvalRow]:
