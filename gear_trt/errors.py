@@ -79,3 +79,8 @@ class GearError(Exception):
         self.message = message
         self.hint = hint
         self.detail = detail
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's text, or its type where it has no text."""
+    return str(error).partition("\n")[0] or type(error).__name__

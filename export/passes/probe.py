@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from gear_trt.errors import first_line
 from gear_trt.export.data_file import read_chunks
 from gear_trt.export.passes import microsoft
 from gear_trt.export.passes.sites import MismatchError, present
@@ -62,7 +63,7 @@ def evaluate(graph: ir.Graph, feeds: Feeds, outputs: Sequence[ir.Value]) -> list
         evaluator = ReferenceEvaluator(ir.to_proto(part), new_ops=microsoft.OPS)
         return [np.asarray(result) for result in evaluator.run(None, names)]
     except Exception as error:  # numpy raises whatever it likes on a graph that makes no sense
-        raise MismatchError(f"it cannot be run on trial: {str(error).splitlines()[0]}") from error
+        raise MismatchError(f"it cannot be run on trial: {first_line(error)}") from error
 
 
 def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.errors import ErrorCode, GearError, first_line
 from gear_trt.export.source.companions import copy_generation_config, copy_tokenizer
 from gear_trt.export.source.facts import read_facts
 from gear_trt.export.source.source import Progress, Source
@@ -24,7 +24,7 @@ def open_onnx(path: Path, progress: Progress) -> Source:
     try:
         model = ir.load(path)
     except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+        raise _damaged(path, first_line(error)) from error
     if not model.graph.outputs or not len(model.graph):
         raise _damaged(path, "it holds no graph")
     folder = path.absolute().parent
@@ -62,8 +62,9 @@ def _check_inline(path: Path, tensor: ir.TensorProtocol) -> None:
     try:
         tensor.numpy()
     except (ValueError, TypeError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
-        raise _damaged(path, f"its weight {tensor.name} is no tensor: {reason}") from None
+        raise _damaged(
+            path, f"its weight {tensor.name} is no tensor: {first_line(error)}"
+        ) from None
 
 
 def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:

@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
 from gear_trt import native
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.errors import ErrorCode, GearError, first_line
 from gear_trt.runtime.backend import CacheMemory
 from gear_trt.runtime.faults import activation_fault
 from gear_trt.runtime.graph_state import state_names
@@ -232,7 +232,7 @@ def run_failure(error: Exception) -> GearError:
     fault = activation_fault(own) if own else None
     return fault or GearError(
         ErrorCode.DAMAGED_ENGINE,
-        own or f"the graph fails: {text.splitlines()[0]}",
+        own or f"the graph fails: {first_line(error)}",
         hint=f"{EXPORT_AGAIN}; if it fails again, please report it",
     )
 

@@ -215,3 +215,16 @@ def test_a_node_whose_operator_is_no_text(model, path):
     path.write_bytes(content.replace(name, b"\xff" * len(name)))
     error = refused(path)
     assert error.code is ErrorCode.DAMAGED_MODEL
+
+
+def test_a_weight_that_fits_no_memory(model, path, monkeypatch):
+    """numpy's MemoryError may have no text."""
+
+    def fail(self):
+        raise MemoryError
+
+    path.write_bytes(model.SerializeToString())
+    monkeypatch.setattr("onnx_ir.TensorProtoTensor.numpy", fail)
+    error = refused(path)
+    assert error.code is ErrorCode.DAMAGED_MODEL
+    assert "MemoryError" in error.message
