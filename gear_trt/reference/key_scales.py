@@ -42,8 +42,8 @@ def query_energy(queries_NTD: FloatArray, num_kv_heads: int) -> FloatArray:
 def key_scales(query_HD: FloatArray, key_HD: FloatArray) -> FloatArray:
     """Return the scales that keep the most of the scores.
 
-    Rotation spreads the error of a head's keys evenly over its channels, in proportion to Σ s² k²; a
-    score then errs by Σ q² / s² times that. By Cauchy and Schwarz the product is least where
+    Rotation spreads the error of a head's keys evenly over its channels, in proportion to Σ s² k².
+    A score then errs by Σ q² / s² times that. By Cauchy and Schwarz the product is least where
     s⁴ = q² / k².
 
     Args:
