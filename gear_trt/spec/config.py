@@ -91,6 +91,11 @@ class CompressionConfig(BaseModel):
         """Element type of the residual buffer: FP16, or FP32 where pages are FP32."""
         return "float32" if self.key_bits == 32 else "float16"
 
+    @property
+    def scales_keys(self) -> bool:
+        """Whether scales of key channels change what is stored: only rotation spreads errors."""
+        return self.key_bits < PASS_THROUGH_BITS and bool(self.rotate_keys)
+
     @classmethod
     def preset(cls, name: str, **overrides: int) -> CompressionConfig:
         """Return the preset `name` with single fields replaced.

@@ -61,3 +61,19 @@ def test_bad_fields_are_named(fields, reason):
 def test_a_config_cannot_change():
     with pytest.raises(ValueError, match="frozen"):
         CompressionConfig().key_bits = 2
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "matter"),
+    [
+        ("k4v4", {}, True),
+        ("k4v4", {"rotate_keys": 0}, False),
+        ("k4v4", {"key_bits": 16, "rotate_keys": 0}, False),
+        ("exact", {}, False),
+        ("paper-4bit", {}, False),
+    ],
+)
+def test_scales_of_keys_matter_to_rotated_codes(name, changes, matter):
+    config = CompressionConfig.preset(name, **changes)
+    assert config.scales_keys is matter
+    assert "scales_keys" not in config.model_dump()
