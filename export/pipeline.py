@@ -9,8 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build.folder import check_output, staged_folder
-from gear_trt.export.build.onnxruntime import file_sizes, layer_facts, manifest_of, write_engine
+from gear_trt.export.build.measure_keys import measure_key_scales
+from gear_trt.export.build.onnxruntime import (
+    file_sizes,
+    layer_facts,
+    manifest_of,
+    rewrite_graph,
+    write_engine,
+)
 from gear_trt.export.build.tensorrt import build_engine, check_tensorrt
 from gear_trt.export.build.tensorrt_plan import TensorRTOptions
 from gear_trt.export.model_facts import longest_context, model_facts
@@ -21,6 +29,7 @@ from gear_trt.export.passes.interface import SharedInputs
 from gear_trt.export.passes.normalize import normalize
 from gear_trt.export.passes.positions import Positions
 from gear_trt.export.passes.route_kv import route_kv
+from gear_trt.export.passes.scale_keys import scale_keys
 from gear_trt.export.passes.simplify import simplify
 from gear_trt.export.passes.sites import KvSite, NearMiss, SearchContext
 from gear_trt.export.passes.verify import verify
@@ -45,6 +54,7 @@ def export_model(
     max_context: int | None = None,
     tokenizer: str | Path | None = None,
     dtype: Dtype | None = None,
+    scale_keys: bool = False,
     force: bool = False,
     tensorrt: TensorRTOptions | None = None,
     progress: Progress = silent,
@@ -59,6 +69,9 @@ def export_model(
         tokenizer: Folder of the tokenizer; None means beside the model.
         dtype: Of a checkpoint's weights and activations: float16 for GPUs. None keeps float16 and
             makes all else float32.
+        scale_keys: Run the exported graph once, and scale the channels of keys so that their
+            compression costs less (`gear_trt.reference.key_scales`); needs the memory that
+            running the model needs.
         force: Replace `output` where it is an engine folder.
         tensorrt: Build a TensorRT engine too; the folder is complete without it where that fails.
         progress: Told the stages.
@@ -69,9 +82,10 @@ def export_model(
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `MISSING_DEPENDENCY`, `UNSUPPORTED_MODEL` or
             `NO_KV_CACHE` for the model, `OUTPUT_EXISTS` for the folder, `NON_FINITE_WEIGHTS`,
-            `BAD_CONFIG` for a context that is too long, a layer that is not there, or a type
-            where the model is an ONNX file, `VERIFICATION_FAILED` for a bug of ours; with
-            `tensorrt`, those of `add_tensorrt`.
+            `BAD_CONFIG` for a context that is too long, a layer that is not there, a type where
+            the model is an ONNX file, or keys that scales would not change,
+            `VERIFICATION_FAILED` for a bug of ours; with `scale_keys`, those of
+            `measure_key_scales`; with `tensorrt`, those of `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
 
     Example:
@@ -84,6 +98,8 @@ def export_model(
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer))
     job = _Job(source, config, progress, dtype)
+    if scale_keys:
+        job.check_scalable()
     job.find(max_context)
     facts = job.rewrite(max_context)
     with staged_folder(output, force=force) as folder:
@@ -92,6 +108,10 @@ def export_model(
             job.write(folder, facts)
             if tokenizer is not None:
                 copy_tokenizer(Path(tokenizer), folder)
+        if scale_keys:
+            progress("measuring queries and keys")
+            with job.stage("scale keys"):
+                job.scale_keys(folder)
         report = job.report(facts, output, folder)
         report.write(folder)
     if tensorrt is None:
@@ -181,6 +201,7 @@ class _Job:
         self._versions = package_versions()
         self._found: list[KvSite | NearMiss] = []
         self._nodes_after: int | None = None
+        self._scaled = 0
         with self.stage("source"):
             self._source = open_source(source, progress, dtype)
             self._weights = WeightGuard(self._source.model)
@@ -261,6 +282,34 @@ class _Job:
             progress=self._progress,
         )
 
+    def check_scalable(self) -> None:
+        """Refuse to measure a model for which scales of keys would change nothing.
+
+        Raises:
+            GearError: `BAD_CONFIG`.
+        """
+        special = [config for _, config in self._config.special]
+        if any(config.scales_keys for config in (self._config.base, *special)):
+            return
+        raise GearError(
+            ErrorCode.BAD_CONFIG,
+            "scales of keys would change nothing: no layer has rotated keys of 2 to 8 bits",
+            hint="leave --scale-keys out, or take another preset",
+        )
+
+    def scale_keys(self, folder: Path) -> None:
+        """Scale the keys of the engine that `write` wrote.
+
+        Raises:
+            GearError: As `measure_key_scales`.
+        """
+        manifest = Manifest.read(folder)
+        scales = measure_key_scales(folder, manifest)
+        scale_keys(self._source.model, scales)
+        rewrite_graph(folder, self._source.model)
+        manifest.model_copy(update={"has_key_scales": True}).write(folder)
+        self._scaled = sum(item is not None for item in scales)
+
     def report(
         self, facts: ModelFacts | None, output: Path | None = None, folder: Path | None = None
     ) -> ExportReport:
@@ -280,6 +329,7 @@ class _Job:
             sites=describe(self._found, self._configs),
             nodes_before=self._nodes_before,
             nodes_after=self._nodes_after,
+            scaled_layers=self._scaled,
             file_bytes={} if folder is None else file_sizes(folder),
             seconds=self._seconds,
             versions=self._versions,

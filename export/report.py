@@ -112,6 +112,7 @@ class ExportReport(BaseModel):
         sites: Every attention layer.
         nodes_before: Nodes of the source graph.
         nodes_after: Nodes of the exported graph; None where it cannot be routed.
+        scaled_layers: Layers whose key channels are scaled.
         file_bytes: Size of every file of the engine folder; empty for a dry run.
         seconds: Time of every stage.
         versions: Of the packages that took part.
@@ -128,6 +129,7 @@ class ExportReport(BaseModel):
     sites: tuple[SiteReport, ...]
     nodes_before: int
     nodes_after: int | None = None
+    scaled_layers: int = 0
     file_bytes: dict[str, int] = {}
     seconds: dict[str, float] = {}
     versions: dict[str, str]

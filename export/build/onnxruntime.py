@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from gear_trt.export.data_file import clone
 from gear_trt.export.passes.sites import KvSite
-from gear_trt.export.passes.verify import verify_written
+from gear_trt.export.passes.verify import check_file, verify_written
 from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.source.source import Progress
 from gear_trt.runtime.manifest import MODEL_FILE, LayerFacts, Manifest, ModelFacts
@@ -68,6 +68,22 @@ def write_engine(
     verify_written(model, path, weights)
     write_companions(folder)
     manifest.write(folder)
+
+
+def rewrite_graph(folder: Path, model: ir.Model) -> None:
+    """Write the graph of a written engine again; its weights stay where they are.
+
+    Args:
+        folder: What `write_engine` filled.
+        model: The same model, with other nodes and small initializers.
+
+    Raises:
+        GearError: `VERIFICATION_FAILED`.
+        OSError: The disk is full.
+    """
+    path = folder / MODEL_FILE
+    ir.save(model, path)
+    check_file(path)
 
 
 def _clone_data_files(model: ir.Model, folder: Path, progress: Progress) -> None:

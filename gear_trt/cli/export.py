@@ -118,6 +118,15 @@ def export(
             show_default="float16 stays, else float32",
         ),
     ] = None,
+    scale_keys: Annotated[
+        bool,
+        typer.Option(
+            "--scale-keys",
+            help="Run the model once and scale the channels of keys so that compressing them costs "
+            "less; no byte more per token.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     max_context: Annotated[
         int | None,
         typer.Option(
@@ -157,6 +166,8 @@ def export(
         raise typer.BadParameter("where to? Pass a folder, or --dry-run", param_hint="--output")
     if dry_run and (print_trtexec or tensorrt is not None):
         raise typer.BadParameter("a dry run builds no engine", param_hint="--tensorrt")
+    if dry_run and scale_keys:
+        raise typer.BadParameter("a dry run does not run the model", param_hint="--scale-keys")
     engine = _tensorrt.TensorRTFlags(
         max_batch=max_batch,
         max_new_tokens=max_new_tokens,
@@ -208,6 +219,7 @@ def export(
                     max_context=max_context,
                     tokenizer=tokenizer,
                     dtype=dtype,
+                    scale_keys=scale_keys,
                     force=force,
                     tensorrt=None if print_trtexec else options,
                     progress=progress,
@@ -243,6 +255,8 @@ def _print_engine(report: ExportReport, output: str) -> None:
             f"{cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} bytes per "
             f"token (FP16: {cost.fp16_bytes_per_token:,})",
         )
+    if report.scaled_layers:
+        table.add_row("key scales", f"in {report.scaled_layers} layers")
     if report.model is not None:
         table.add_row("context", f"{report.model.max_context:,} tokens")
     if report.tensorrt is not None:

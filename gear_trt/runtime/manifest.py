@@ -133,6 +133,7 @@ class Manifest(BaseModel):
         versions: Package versions that made the folder, for people.
         model: Facts of the model.
         layers: Every attention layer, in the order of its index.
+        has_key_scales: Whether the graph scales the channels of keys.
         tensorrt: Of the TensorRT engine, where the folder has one.
     """
 
@@ -143,6 +144,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     model: ModelFacts
     layers: Annotated[tuple[LayerFacts, ...], Field(min_length=1)]
+    has_key_scales: bool = False
     tensorrt: TensorRTFacts | None = None
 
     @field_validator("layers")

@@ -1,0 +1,150 @@
+"""Scales of key channels: the model stays what it is, and compressing its cache costs less."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import gear_trt
+from gear_trt.cli.export import app
+from gear_trt.errors import ErrorCode, ExitStatus, GearError
+from gear_trt.export import export_model
+from gear_trt.export.build.measure_keys import PROBE_FILE
+from gear_trt.runtime.manifest import Manifest
+from gear_trt.spec import CompressionConfig, ModelConfig
+from gear_trt.spec.model_config import LayerRule
+from tests.export import decoders
+
+pytestmark = pytest.mark.usefixtures("needs_library")
+
+CONFIG = CompressionConfig.preset("k4v4", value_bits=8)
+SCALED = ("transformers", "genai", "dynamo-23")
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A model whose key channels differ in size, as those of Qwen2.5 do."""
+    network = decoders.llama()
+    uneven = torch.from_numpy(np.random.default_rng(0).lognormal(0, 1.5, decoders.HEAD_DIM))
+    with torch.no_grad():
+        for layer in network.model.layers:
+            keys = layer.self_attn.k_proj.weight
+            queries = layer.self_attn.q_proj.weight
+            keys *= uneven.repeat(decoders.KV_HEADS)[:, None].float()
+            queries /= uneven.repeat(decoders.HEADS)[:, None].float()
+    return network
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory):
+    return decoders.save_checkpoint(network, tmp_path_factory.mktemp("uneven") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def sources(network, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uneven-sources")
+    return {
+        "transformers": checkpoint,
+        "genai": decoders.save_genai(checkpoint, folder / "genai"),
+        "dynamo-23": decoders.save_dynamo(network, folder / "23.onnx", opset=23),
+    }
+
+
+def export(source, folder, **options):
+    options = {"config": CONFIG, "max_context": decoders.CONTEXT, **options}
+    return export_model(source, folder, **options)
+
+
+def logits_of(folder, tokens_BT):
+    """Logits [B, T, V] of an engine, token by token after a prompt."""
+    with gear_trt.load(folder, batch=len(tokens_BT), threads=1) as engine:
+        parts = np.split(tokens_BT, range(100, tokens_BT.shape[1], 5), axis=1)
+        return np.concatenate([engine.step(part, all_logits=True) for part in parts], axis=1)
+
+
+def error_of(folder, network):
+    """Mean squared error of the logits, over their variance."""
+    tokens_BT = np.random.default_rng(5).integers(0, decoders.VOCABULARY, (2, 200))
+    with torch.no_grad():
+        exact_BTV = network(torch.from_numpy(tokens_BT)).logits.numpy()
+    return ((logits_of(folder, tokens_BT) - exact_BTV) ** 2).mean() / exact_BTV.var()
+
+
+@pytest.mark.parametrize("form", SCALED)
+def test_compression_costs_less(form, sources, network, tmp_path):
+    export(sources[form], tmp_path / "plain")
+    report = export(sources[form], tmp_path / "scaled", scale_keys=True)
+    plain, scaled = (error_of(tmp_path / name, network) for name in ("plain", "scaled"))
+    assert scaled < 0.6 * plain
+    assert report.scaled_layers == decoders.LAYERS
+    assert Manifest.read(tmp_path / "scaled").has_key_scales
+    assert not Manifest.read(tmp_path / "plain").has_key_scales
+    assert not (tmp_path / "scaled" / PROBE_FILE).exists()
+
+
+def test_before_any_token_is_compressed_nothing_changes(sources, network, tmp_path):
+    export(sources["genai"], tmp_path / "scaled", scale_keys=True)
+    tokens_BT = np.random.default_rng(5).integers(0, decoders.VOCABULARY, (2, CONFIG.chunk))
+    with torch.no_grad():
+        exact_BTV = network(torch.from_numpy(tokens_BT)).logits.numpy()
+    np.testing.assert_allclose(logits_of(tmp_path / "scaled", tokens_BT), exact_BTV, atol=2e-2)
+
+
+def test_two_exports_are_equal(sources, tmp_path):
+    for name in ("first", "second"):
+        export(sources["genai"], tmp_path / name, scale_keys=True)
+    first, second = ((tmp_path / name / "model.onnx").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_half_precision(sources, network, tmp_path):
+    for name in ("plain", "scaled"):
+        export(
+            sources["transformers"], tmp_path / name, dtype="float16", scale_keys=name == "scaled"
+        )
+    plain, scaled = (error_of(tmp_path / name, network) for name in ("plain", "scaled"))
+    assert scaled < 0.6 * plain
+
+
+def test_only_layers_that_gain_are_scaled(sources, tmp_path):
+    rules = [LayerRule.parse("0:key_bits=16,rotate_keys=0")]
+    report = export(
+        sources["genai"],
+        tmp_path / "engine",
+        config=ModelConfig.of(CONFIG, rules),
+        scale_keys=True,
+    )
+    assert report.scaled_layers == decoders.LAYERS - 1
+
+
+@pytest.mark.parametrize("preset", ["fp16", "exact", "paper-4bit"])
+def test_a_config_for_which_scales_do_nothing_is_refused(preset, sources, tmp_path):
+    with pytest.raises(GearError) as caught:
+        export(
+            sources["genai"],
+            tmp_path / "engine",
+            config=CompressionConfig.preset(preset),
+            scale_keys=True,
+        )
+    assert caught.value.code is ErrorCode.BAD_CONFIG
+    assert not (tmp_path / "engine").exists()
+
+
+def test_the_command(sources, tmp_path):
+    arguments = [str(sources["genai"]), "-o", str(tmp_path / "engine"), "--scale-keys"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["scaled_layers"] == decoders.LAYERS
+    table = CliRunner().invoke(app, [*arguments, "--force"])
+    assert f"in {decoders.LAYERS} layers" in table.output
+    assert (
+        "key channels are scaled in 2 of 2 layers"
+        in (tmp_path / "engine" / "report.md").read_text()
+    )
+
+
+def test_a_dry_run_measures_nothing(sources):
+    result = CliRunner().invoke(app, [str(sources["transformers"]), "--dry-run", "--scale-keys"])
+    assert result.exit_code == ExitStatus.USAGE
