@@ -233,3 +233,11 @@ def test_scales_of_another_shape_are_refused(model, scales, shape):
     cache = GearCache(model.config, "k4v4", [scales[0], torch.ones(shape)])
     message = refusal(model, tokens(1, 5), past_key_values=cache)
     assert message == f"key scales of layer 1 are {list(shape)}, its keys [2, 32]"
+
+
+def test_scales_lie_where_the_keys_lie(model, scales):
+    layer = GearCache(model.config, "k4v4", scales).layers[0]
+    keys = torch.empty(1, HEADS, 5, HEAD_DIM, device="meta")
+    layer.lazy_initialization(keys, keys)
+    query, scaled = layer._scaled(keys.transpose(1, 2), keys.transpose(1, 2))
+    assert query.device == scaled.device == keys.device
