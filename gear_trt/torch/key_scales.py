@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class MeasuringLayer(GearLayer):
+class MeasuringLayer(GearLayer):  # type: ignore[no-untyped-call]
     """A layer that holds its tokens uncompressed and measures their channels.
 
     Attributes:
