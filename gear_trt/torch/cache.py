@@ -55,8 +55,8 @@ class GearCache(Cache):
         compression: ModelConfig | CompressionConfig | str = DEFAULT_PRESET,
         key_scales: Sequence[Tensor | None] | None = None,
     ) -> None:
-        check_architecture(config)
         text = config.get_text_config(decoder=True)
+        check_architecture(config)
         if text._attn_implementation != ATTENTION_NAME:
             raise GearError(
                 ErrorCode.BAD_REQUEST,
