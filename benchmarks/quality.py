@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import quality_report
-from benchmarks.quality_candidates import FRONTIER, part_configs
+from benchmarks.quality_candidates import FRONTIER, SCALED, part_configs
 from benchmarks.records import append_rows
 from gear_trt.bench.grid import parse_config
 from gear_trt.errors import GearError
@@ -29,6 +29,7 @@ from gear_trt.eval import candidate
 from gear_trt.eval.candidate import Candidate
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.judge import judge
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.eval.peers import PEERS, Setting, make_peer
 from gear_trt.eval.subject import NetworkSubject
 from gear_trt.eval.text import read_sequences
@@ -108,6 +109,10 @@ def _candidates(
 ) -> Iterator[Candidate]:
     for name in configs:
         yield candidate.gear(name, ModelConfig(parse_config(name).config), model.config)
+    scales = KeyScales(model)
+    for name in SCALED:
+        config = ModelConfig(parse_config(name).config)
+        yield candidate.gear(name, config, model.config, scales.of(config))
     setting = Setting(model, torch.from_numpy(calibration_BT))
     for name in PEERS:
         try:

@@ -14,6 +14,19 @@ FRONTIER = (
     "k3v2+group_size=64",
 )
 """Presets, and what fills the gaps between them."""
+SCALED = (
+    "k4v4",
+    "k4v2",
+    "k3v2",
+    "k2v2",
+    "near-lossless",
+    "balanced",
+    "small",
+    "tiny",
+    "k4v4+value_bits=3",
+    "k3v2+group_size=64",
+)
+"""Those that are measured with key scales as well."""
 
 WIDTHS = (2, 3, 4)
 BASES = {

@@ -47,6 +47,14 @@ Config = Annotated[
         show_default="k4v4",
     ),
 ]
+ScaleKeys = Annotated[
+    bool,
+    typer.Option(
+        "--scale-keys",
+        help="Scale the channels of keys, so that their codes lose less; measured on the model. An "
+        "engine folder has its own, or none.",
+    ),
+]
 Peers = Annotated[
     str,
     typer.Option(
@@ -69,6 +77,7 @@ def text(
     model: Model,
     text: Text,
     config: Config = None,
+    scale_keys: ScaleKeys = False,
     peers: Peers = "",
     sequences: Sequences = 4,
     context: Context = 1024,
@@ -91,7 +100,7 @@ def text(
         kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
-            contest = _open(model, config, capacity=context, threads=threads)
+            contest = _open(model, config, scale_keys, capacity=context, threads=threads)
             names = _peer_names(peers)
             tokens_BT = read_sequences(
                 text, contest.tokenizer, sequences=sequences + bool(names), context=context
@@ -118,6 +127,7 @@ def layers(
     model: Network,
     text: Text,
     config: Config = None,
+    scale_keys: ScaleKeys = False,
     peers: Peers = "",
     context: Context = 1024,
     threads: Threads = 1,
@@ -139,7 +149,9 @@ def layers(
         kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
-            contest = open_network(model, configs=config or (), threads=threads)
+            contest = open_network(
+                model, configs=config or (), scale_keys=scale_keys, threads=threads
+            )
             names = _peer_names(peers)
             tokens_BT = read_sequences(
                 text, contest.tokenizer, sequences=1 + bool(names), context=context
@@ -162,6 +174,7 @@ def greedy(
     model: Model,
     text: Text,
     config: Config = None,
+    scale_keys: ScaleKeys = False,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts, all from the text.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after each.")] = 128,
@@ -181,7 +194,9 @@ def greedy(
         kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
-            contest = _open(model, config, capacity=prompt_tokens + tokens, threads=threads)
+            contest = _open(
+                model, config, scale_keys, capacity=prompt_tokens + tokens, threads=threads
+            )
             sequences_BT = read_sequences(
                 text, contest.tokenizer, sequences=prompts, context=prompt_tokens
             )
@@ -215,6 +230,7 @@ def greedy(
 def passkey(
     model: Model,
     config: Config = None,
+    scale_keys: ScaleKeys = False,
     context: Annotated[
         str, typer.Option(help="Tokens of the prompts, with commas between; k is 1024.")
     ] = "1k,2k",
@@ -237,7 +253,7 @@ def passkey(
         kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
-            contest = _open(model, config, capacity=max(contexts) + 16, threads=threads)
+            contest = _open(model, config, scale_keys, capacity=max(contexts) + 16, threads=threads)
             for found in ask_all(contest, contexts, depths, progress):
                 kept.add(*found)
         if json:
@@ -261,6 +277,7 @@ def questions(
         Path, typer.Option(help="Text file with worked examples, put before each question.")
     ],
     config: Config = None,
+    scale_keys: ScaleKeys = False,
     count: Annotated[int, typer.Option(min=1, help="Questions to ask: the first ones.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
     threads: Threads = 1,
@@ -281,7 +298,7 @@ def questions(
         kept = _Kept(out)
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
-            contest = _open(model, config, capacity=None, threads=threads)
+            contest = _open(model, config, scale_keys, capacity=None, threads=threads)
             for row in ask_all(
                 contest, asked, examples=prompt, max_new_tokens=max_new_tokens, progress=progress
             ):
@@ -301,6 +318,7 @@ def harness(
         str, typer.Argument(help="Names of tasks, with commas between.", show_default=False)
     ],
     config: Config = None,
+    scale_keys: ScaleKeys = False,
     include: Annotated[
         Path | None, typer.Option(help="Folder with tasks of your own, as YAML.")
     ] = None,
@@ -320,7 +338,7 @@ def harness(
         rows: list[HarnessRow] = []
         with _ui.progress_bar() as progress:
             progress("loading", model.name, 0.0)
-            contest = _open(model, config, capacity=None, threads=threads)
+            contest = _open(model, config, scale_keys, capacity=None, threads=threads)
             subject, decoders = contest.subject, contest.decoders()
             for index, (name, decoder) in enumerate(decoders):
                 progress(name, tasks, index / (len(contest.caches) + 1))
@@ -369,12 +387,17 @@ def plot(
     _ui.run(action, json=json, verbose=verbose)
 
 
-def _open(model: Path, config: list[str] | None, *, capacity: int | None, threads: int) -> Contest:
+def _open(
+    model: Path, config: list[str] | None, scale_keys: bool, *, capacity: int | None, threads: int
+) -> Contest:
     from gear_trt.eval.contest import is_engine, open_engine, open_network
 
+    configs = config or ()
     if is_engine(model):
-        return open_engine(model, configs=config or (), capacity=capacity, threads=threads)
-    return open_network(model, configs=config or (), threads=threads)
+        return open_engine(
+            model, configs=configs, scale_keys=scale_keys, capacity=capacity, threads=threads
+        )
+    return open_network(model, configs=configs, scale_keys=scale_keys, threads=threads)
 
 
 def _peer_names(text: str) -> tuple[str, ...]:

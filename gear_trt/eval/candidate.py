@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.torch.cache import ATTENTION_NAME, GearCache
 
 GEAR = "gear"
+KEY_SCALES_SUFFIX = " + key scales"
+"""What the name of a cache of ours ends with whose key channels are scaled."""
 EXACT_BITS = 32.0
 DENSE_ATTENTION = "sdpa"
 CAPPED_ATTENTION = "eager"
@@ -69,13 +71,19 @@ def exact() -> Candidate:
     )
 
 
-def gear(name: str, compression: ModelConfig, config: PreTrainedConfig) -> Candidate:
+def gear(
+    name: str,
+    compression: ModelConfig,
+    config: PreTrainedConfig,
+    key_scales: Sequence[torch.Tensor | None] | None = None,
+) -> Candidate:
     """Return our cache: pages in memory, read by our kernels.
 
     Args:
-        name: Name of the candidate.
+        name: Name of the candidate; with scales it gets a suffix.
         compression: How every layer is compressed.
         config: Of the model: its layers and head_dim decide the bits.
+        key_scales: As in `GearCache`.
 
     Raises:
         GearError: `BAD_CONFIG` where a layer is named that the model does not have.
@@ -85,12 +93,12 @@ def gear(name: str, compression: ModelConfig, config: PreTrainedConfig) -> Candi
     layers = compression.of_layers(text.num_hidden_layers)
     bits = [bits_per_element(layer, head_dim(config)) for layer in layers]
     return Candidate(
-        name=name,
+        name=name if key_scales is None else name + KEY_SCALES_SUFFIX,
         kind=GEAR,
         cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),
         buffer=layers[0].chunk,
-        make=lambda of: GearCache(of, compression),
+        make=lambda of: GearCache(of, compression, key_scales),
         attention=ATTENTION_NAME,
         compression=compression,
     )

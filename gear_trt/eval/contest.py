@@ -16,6 +16,7 @@ from gear_trt.eval import candidate
 from gear_trt.eval.candidate import Candidate
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.engine import EngineSubject
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.eval.peers import Setting, make_peer
 from gear_trt.eval.steps import Steps
 from gear_trt.eval.subject import NetworkSubject, Subject
@@ -54,13 +55,14 @@ def is_engine(path: Path) -> bool:
 
 
 def open_engine(
-    folder: Path, *, configs: Sequence[str], capacity: int | None, threads: int
+    folder: Path, *, configs: Sequence[str], scale_keys: bool, capacity: int | None, threads: int
 ) -> Contest:
     """Open an engine folder, which has one cache.
 
     Args:
         folder: The engine folder.
         configs: Must be empty.
+        scale_keys: Must be false.
         capacity: Tokens that a sequence can hold; None means the model's longest context.
         threads: CPU threads.
 
@@ -73,16 +75,24 @@ def open_engine(
             f"{folder} is an engine folder, which has one cache: {configs[0]} cannot be added",
             hint="pass the GGUF file or Hugging Face folder to compare caches",
         )
+    if scale_keys:
+        raise GearError(
+            ErrorCode.BAD_REQUEST,
+            f"{folder} is an engine folder, which has or has not its key scales already",
+            hint="export with `gear-export --scale-keys`, or pass the GGUF file or Hugging Face "
+            "folder",
+        )
     subject = EngineSubject(folder, capacity=capacity, threads=threads)
     return Contest(subject, subject.tokenizer, [subject.cache])
 
 
-def open_network(path: Path, *, configs: Sequence[str], threads: int) -> Contest:
+def open_network(path: Path, *, configs: Sequence[str], scale_keys: bool, threads: int) -> Contest:
     """Load a checkpoint.
 
     Args:
         path: A `.gguf` file, a folder with one, or a Hugging Face folder.
         configs: Presets with overrides, or TOML files; the default preset where there is none.
+        scale_keys: Measure scales of key channels, and use them in all caches of ours.
         threads: CPU threads of torch.
 
     Raises:
@@ -93,7 +103,11 @@ def open_network(path: Path, *, configs: Sequence[str], threads: int) -> Contest
     checkpoint = Checkpoint(path)
     subject = NetworkSubject(checkpoint.name, checkpoint.network())
     config = subject.model.config
-    caches = [candidate.gear(name, compression, config) for name, compression in chosen]
+    scales = KeyScales(subject.model)
+    caches = [
+        candidate.gear(name, compression, config, scales.of(compression) if scale_keys else None)
+        for name, compression in chosen
+    ]
     return Contest(subject, checkpoint.tokenizer(), caches)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gear_trt.bench.plot import COLORS, save
-from gear_trt.eval.candidate import GEAR
+from gear_trt.eval.candidate import GEAR, KEY_SCALES_SUFFIX
 from gear_trt.eval.layers import LayerRow
 from gear_trt.eval.records import EvalRow, newest
 
@@ -71,11 +71,11 @@ def _against_bytes(
     if not panels:
         return None
     figure, axes = _figure(len(panels))
-    kinds = list(dict.fromkeys(row.kind for row in rows))
+    series = list(dict.fromkeys(map(_series, rows)))
     for panel, axis in zip(panels, axes, strict=True):
-        for index, kind in enumerate(kinds):
+        for index, name in enumerate(series):
             shown = sorted(
-                (row for row in panel if row.kind == kind), key=lambda row: row.bytes_per_token
+                (row for row in panel if _series(row) == name), key=lambda row: row.bytes_per_token
             )
             if not shown:
                 continue
@@ -85,14 +85,14 @@ def _against_bytes(
                 [min(error(row), 0.9 * value(row)) for row in shown],  # a log axis has no zero
                 fmt=MARKERS[index % len(MARKERS)],
                 color=COLORS[index % len(COLORS)],
-                label="gear (ours)" if kind == GEAR else kind,
+                label=name,
                 markersize=5,
                 elinewidth=0.8,
             )
             for row in shown:
                 has_more = row.buffer > min(other.buffer for other in panel)
-                name = f"{row.candidate} (buffer {row.buffer})" if has_more else row.candidate
-                _name(axis, name, row.bytes_per_token, value(row))
+                point = f"{row.candidate} (buffer {row.buffer})" if has_more else row.candidate
+                _name(axis, point, row.bytes_per_token, value(row))
         axis.set(xscale="log", yscale="log")
         axis.set_title(f"{panel[0].model}, {panel[0].text}, {panel[0].tokens} tokens", fontsize=10)
         axis.set_xlabel(f"cache bytes per token (FP16: {panel[0].fp16_bytes_per_token:,})")
@@ -103,6 +103,13 @@ def _against_bytes(
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _series(row: EvalRow) -> str:
+    if row.kind != GEAR:
+        return row.kind
+    is_scaled = row.candidate.endswith(KEY_SCALES_SUFFIX)
+    return f"gear (ours){KEY_SCALES_SUFFIX if is_scaled else ''}"
 
 
 def _by_layer(rows: Sequence[LayerRow]) -> Figure | None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CALIBRATION_TOKENS = 512
-"""Four whole groups of the largest size, sixteen of the smallest, less the sinks."""
+"""Three whole groups of the largest size beside the sinks, fifteen of the smallest."""
 CALIBRATION_SEED = 0
 
 

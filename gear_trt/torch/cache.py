@@ -17,9 +17,12 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import DEFAULT_PRESET, DOMAIN, CompressionConfig, ModelConfig
 from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens, Padding
+from gear_trt.torch.scaling import check_values
 from gear_trt.torch.support import check_architecture, check_call, check_mask, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedConfig
 
 ATTENTION_NAME = DOMAIN
@@ -36,17 +39,21 @@ class GearCache(Cache):
     Args:
         config: Config of a model that was loaded with `attn_implementation="gear"`.
         compression: A preset's name, a config, or the configs of all layers.
+        key_scales: Scales of key channels of each layer, [H, D] or None, as `measure_key_scales`
+            returns them; with them small codes of keys lose less, for no bytes. None: all 1.
 
     Raises:
         GearError: `UNSUPPORTED_MODEL` where its attention is not plain causal attention,
-            `BAD_REQUEST` where it has another attention implementation, `UNKNOWN_PRESET`, or
-            `BAD_CONFIG` for layers that the model does not have.
+            `BAD_REQUEST` where it has another attention implementation or `key_scales` are not
+            those of its layers, `UNKNOWN_PRESET`, or `BAD_CONFIG` for layers that the model does
+            not have.
     """
 
     def __init__(
         self,
         config: PreTrainedConfig,
         compression: ModelConfig | CompressionConfig | str = DEFAULT_PRESET,
+        key_scales: Sequence[Tensor | None] | None = None,
     ) -> None:
         text = config.get_text_config(decoder=True)
         check_architecture(config)
@@ -58,15 +65,14 @@ class GearCache(Cache):
                 hint=f"load it with attn_implementation='{ATTENTION_NAME}', or call "
                 f"model.set_attn_implementation('{ATTENTION_NAME}')",
             )
-        if isinstance(compression, str):
-            compression = CompressionConfig.preset(compression)
-        if isinstance(compression, CompressionConfig):
-            compression = ModelConfig(compression)
-        windows = [_window(layer) for layer in DynamicCache(config=text).layers]
-        configs = compression.of_layers(len(windows))
+        windows = layer_windows(config)
+        configs = model_config(compression).of_layers(len(windows))
+        if key_scales is None:
+            key_scales = [None] * len(windows)
+        check_values(key_scales, len(windows))
         self._layers = [
-            GearLayer(index, config, window)
-            for index, (config, window) in enumerate(zip(configs, windows, strict=True))
+            GearLayer(index, *settings)
+            for index, settings in enumerate(zip(configs, windows, key_scales, strict=True))
         ]
         super().__init__(layers=[*self._layers])
 
@@ -96,8 +102,30 @@ class GearCache(Cache):
         return self.fp16_bytes / self.nbytes if self.nbytes else 0.0
 
 
+def model_config(compression: ModelConfig | CompressionConfig | str) -> ModelConfig:
+    """Return the configs of all layers that a preset's name or one config stands for.
+
+    Raises:
+        GearError: `UNKNOWN_PRESET`.
+    """
+    if isinstance(compression, str):
+        compression = CompressionConfig.preset(compression)
+    if isinstance(compression, CompressionConfig):
+        compression = ModelConfig(compression)
+    return compression
+
+
+def layer_windows(config: PreTrainedConfig) -> list[int]:
+    """Return the sliding window of each layer of a model, 0 where it sees all tokens.
+
+    Raises:
+        GearError: `UNSUPPORTED_MODEL` for layers that keep something else than keys and values.
+    """
+    text = config.get_text_config(decoder=True)
+    return [_window(layer) for layer in DynamicCache(config=text).layers]
+
+
 def _window(layer: object) -> int:
-    """Sliding window of a layer, 0 where it sees all tokens."""
     if type(layer) is DynamicSlidingWindowLayer:
         return int(layer.sliding_window)
     if type(layer) is not DynamicLayer:

@@ -19,6 +19,7 @@ from gear_trt.spec import CompressionConfig, page_layout
 from gear_trt.torch.op import attention
 from gear_trt.torch.padding import NewTokens
 from gear_trt.torch.pages import LayerPages
+from gear_trt.torch.scaling import check_shape
 from gear_trt.torch.support import refuse
 
 _LAYER = "gear_layer"
@@ -41,11 +42,19 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         index: Which layer of the model it is.
         config: How it is compressed.
         sliding_window: Newest tokens that a query sees; 0 means all.
+        key_scales: [H, D] scales of key channels, positive; None for all 1. Left alone where they
+            would change nothing (`CompressionConfig.scales_keys`).
     """
 
     is_sliding = False  # transformers shall size masks by all tokens: the kernels know the window
 
-    def __init__(self, index: int, config: CompressionConfig, sliding_window: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        config: CompressionConfig,
+        sliding_window: int,
+        key_scales: Tensor | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.index = index
         self.config = config
@@ -54,6 +63,7 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         self.lengths: list[int] = []
         self._pages: LayerPages | None = None
         self._buffer = torch.empty(0)
+        self._scales_HD = key_scales if config.scales_keys else None
 
     @staticmethod
     def of(key_states: Tensor) -> GearLayer | None:
@@ -61,9 +71,17 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         return getattr(key_states, _LAYER, None)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take memory for a batch like that of the first keys [B, H, S, D]."""
+        """Take memory for a batch like that of the first keys [B, H, S, D].
+
+        Raises:
+            GearError: `UNSUPPORTED_MODEL` for a head_dim without a page, `BAD_REQUEST` for scales
+                of other heads or channels.
+        """
         del value_states
         batch, kv_heads, _, head_dim = key_states.shape
+        if self._scales_HD is not None:
+            check_shape(self._scales_HD, (kv_heads, head_dim), self.index)
+            self._scales_HD = self._scales_HD.to(key_states.device, torch.float32)
         try:
             words = page_layout(self.config, head_dim).page_words
         except ValueError as error:
@@ -121,6 +139,7 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         pages = self._pages
         if pages is None:
             raise RuntimeError("attend needs an update before it")
+        query_BSND, key_BSHD = self._scaled(query_BSND, key_BSHD)
         lengths = [past + count for past, count in zip(self.lengths, new.counts, strict=True)]
         pages.reserve(self._first_pages(), [num_pages(n, self.config) for n in lengths])
         device = query_BSND.device
@@ -147,6 +166,8 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
     def decompressed(self, sequence: int) -> tuple[Tensor, Tensor]:
         """Return keys and values [H, T, D] float32 of a sequence as they are held; slow.
 
+        Keys are without their scales: they compare with those that `update` was given.
+
         Raises:
             ValueError: The layer is empty, or pages behind a sliding window are gone.
         """
@@ -163,8 +184,12 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         heads = [
             decompress_sequence(cache, pages, sequence, length, head) for head in range(kv_heads)
         ]
-        keys_HTD, values_HTD = (np.stack(side) for side in zip(*heads, strict=True))
-        return torch.from_numpy(keys_HTD), torch.from_numpy(values_HTD)
+        keys_HTD, values_HTD = (
+            torch.from_numpy(np.stack(side)) for side in zip(*heads, strict=True)
+        )
+        if self._scales_HD is not None:
+            keys_HTD = keys_HTD / self._scales_HD.cpu()[:, None]
+        return keys_HTD, values_HTD
 
     @property
     def batch_size(self) -> int:
@@ -253,6 +278,15 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
             self._refuse_crop(count, f"token {length} is in a compressed page already")
         self.lengths = [length] * self.batch_size
         self.columns = length
+
+    def _scaled(self, query_BSND: Tensor, key_BSHD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Q / s and K · s, which have the scores of Q and K."""
+        if self._scales_HD is None:
+            return query_BSND, key_BSHD
+        scales_HD = self._scales_HD.to(key_BSHD.dtype)
+        queries_per_key = query_BSND.shape[2] // key_BSHD.shape[2]
+        scales_ND = scales_HD.repeat_interleave(queries_per_key, dim=0)
+        return query_BSND / scales_ND, key_BSHD * scales_HD
 
     def _refuse_crop(self, count: int, reason: str) -> None:
         raise GearError(

@@ -8,7 +8,7 @@ import torch
 import gear_trt.torch as gear_torch
 from gear_trt.spec import CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES
-from gear_trt.torch import GearCache
+from gear_trt.torch import GearCache, measure_key_scales
 from tests.cases import AttentionCase, attention_call
 from tests.plugins.checks import nmse
 from tests.torch.networks import SUPPORTED, network, tokens
@@ -87,3 +87,22 @@ def test_generate_over_pages_on_the_gpu(family, preset):
         logits.append(torch.cat(steps, dim=1).cpu().numpy())
     gear_torch.raise_errors(torch.device("cuda"))
     assert nmse(logits[1], logits[0]) < 1e-4
+
+
+def test_key_scales_on_the_gpu():
+    """Measured there they are those of the CPU, and a cache takes them from either."""
+    model = network("llama")
+    on_gpu = copy.deepcopy(model).cuda()
+    here, there = (measure_key_scales(place) for place in (model, on_gpu))
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=0)
+    on_gpu.set_attn_implementation("gear")
+    ids = tokens(2, 200).cuda()
+    logits = []
+    for scales in (here, [scale.cuda() for scale in here]):
+        cache = GearCache(on_gpu.config, "k4v4", scales)
+        with torch.no_grad():
+            steps = [on_gpu(part, past_key_values=cache).logits for part in ids.split(100, dim=1)]
+        logits.append(torch.cat(steps, dim=1))
+    gear_torch.raise_errors(torch.device("cuda"))
+    assert torch.equal(*logits)
