@@ -15,10 +15,10 @@ from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
 from gear_trt.export.passes.scale_keys import KEY, QUERY, attention_nodes
 from gear_trt.export.passes.sites import Array, present
-from gear_trt.reference.key_scales import key_energy, key_scales, query_energy
+from gear_trt.reference.key_scales import sequence_scales
 from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.graph_state import state_names
-from gear_trt.runtime.manifest import MODEL_FILE, LayerFacts, Manifest
+from gear_trt.runtime.manifest import MODEL_FILE, Manifest
 from gear_trt.runtime.onnxruntime import FAILURES, load_failure, run_failure, session_options
 from gear_trt.spec import graph
 from gear_trt.spec.calibration import calibration_tokens
@@ -48,7 +48,10 @@ def measure_key_scales(folder: Path, manifest: Manifest) -> list[Array | None]:
     scales: list[Array | None] = [None] * len(manifest.layers)
     with _probe(folder, layers) as path:
         for layer, (query_TM, key_TM) in _run(path, manifest, layers):
-            scales[layer] = _scales(query_TM, key_TM, manifest.layers[layer])
+            facts = manifest.layers[layer]
+            queries_NTD = _heads_first(query_TM, facts.num_heads)
+            keys_HTD = _heads_first(key_TM, facts.num_kv_heads)
+            scales[layer] = sequence_scales(queries_NTD, keys_HTD, facts.config)
     return scales
 
 
@@ -118,17 +121,6 @@ def _bound(path: Path, cache: GearCache, tokens_BT: NDArray[np.int64]) -> tuple[
     return session, binding
 
 
-def _scales(query_TM: Array, key_TM: Array, facts: LayerFacts) -> Array:
-    query = query_energy(
-        _heads_first(query_TM, facts.num_heads, facts.config.sinks), facts.num_kv_heads
-    )
-    key = key_energy(
-        _heads_first(key_TM, facts.num_kv_heads, facts.config.sinks), facts.config.group_size
-    )
-    return key_scales(query, key)
-
-
-def _heads_first(side_TM: Array, heads: int, sinks: int) -> Array:
-    """Return [heads, T, D] float32 without the sinks, which are never compressed."""
-    tokens = len(side_TM) - sinks
-    return side_TM[sinks:].astype(np.float32).reshape(tokens, heads, -1).swapaxes(0, 1)
+def _heads_first(side_TM: Array, heads: int) -> Array:
+    """Return [heads, T, D] float32."""
+    return side_TM.astype(np.float32).reshape(len(side_TM), heads, -1).swapaxes(0, 1)

@@ -5,6 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from gear_trt.reference.half import FloatArray
+from gear_trt.spec import CompressionConfig
+
+
+def sequence_scales(
+    queries_NTD: FloatArray, keys_HTD: FloatArray, config: CompressionConfig
+) -> FloatArray | None:
+    """Return the scales of a layer whose queries and keys of one sequence are at hand.
+
+    Args:
+        queries_NTD: [N, T, D], from the sequence's first token.
+        keys_HTD: [H, T, D], as they go into the cache.
+        config: How the layer will be compressed; its sinks, which never are, do not count.
+
+    Returns:
+        [H, D] float32, or None where scales would change nothing: without rotated codes of keys,
+        or with too few tokens to fill a group.
+    """
+    heads, tokens, _ = keys_HTD.shape
+    if not config.scales_keys or tokens < config.sinks + config.group_size:
+        return None
+    queries_NTD, keys_HTD = queries_NTD[:, config.sinks :], keys_HTD[:, config.sinks :]
+    return key_scales(query_energy(queries_NTD, heads), key_energy(keys_HTD, config.group_size))
 
 
 def key_energy(keys_HTD: FloatArray, group_size: int) -> FloatArray:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
 
-from gear_trt.reference.key_scales import key_energy, key_scales, query_energy
+from gear_trt.reference.key_scales import sequence_scales
 from gear_trt.spec import DEFAULT_PRESET, CompressionConfig, ModelConfig
 from gear_trt.spec.calibration import calibration_tokens
 from gear_trt.torch.cache import ATTENTION_NAME, layer_windows, model_config
@@ -51,17 +51,15 @@ class MeasuringLayer(GearLayer):  # type: ignore[no-untyped-call]
         softcap: float,
     ) -> Tensor:
         """Attend to a whole sequence exactly (`GearLayer.attend`); fill in `key_scales`."""
-        keys_HTD, queries_NTD = (self._compressed(side) for side in (key_BSHD, query_BSND))
-        heads, tokens, _ = keys_HTD.shape
-        group_size = self._compression.group_size
-        if self._compression.scales_keys and tokens >= group_size:
-            energies = query_energy(queries_NTD, heads), key_energy(keys_HTD, group_size)
-            self.key_scales = torch.from_numpy(key_scales(*energies))
+        queries_NTD, keys_HTD = (_first(side) for side in (query_BSND, key_BSHD))
+        scales_HD = sequence_scales(queries_NTD, keys_HTD, self._compression)
+        self.key_scales = None if scales_HD is None else torch.from_numpy(scales_HD)
         return super().attend(query_BSND, key_BSHD, value_BSHD, new, scale=scale, softcap=softcap)
 
-    def _compressed(self, tensor_BSHD: Tensor) -> NDArray[np.float32]:
-        """Return [heads, T, D] of the first sequence without its sinks, which stay as they are."""
-        return tensor_BSHD[0, self._compression.sinks :].transpose(0, 1).float().cpu().numpy()
+
+def _first(tensor_BSHD: Tensor) -> NDArray[np.float32]:
+    """Return [heads, T, D] of the first sequence."""
+    return tensor_BSHD[0].transpose(0, 1).float().cpu().numpy()
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gear_trt.reference.key_scales import key_energy, key_scales, query_energy
+from gear_trt.reference.key_scales import key_energy, key_scales, query_energy, sequence_scales
 from gear_trt.reference.page import compress_page, decompress_page
 from gear_trt.spec import CompressionConfig
 
@@ -86,3 +86,29 @@ def test_a_channel_without_energy_stays_within_bounds():
     keys[..., 5] = 0
     scales = scales_of(queries, keys)
     assert (scales > 1e-3).all() and (scales < 1e3).all()
+
+
+CONFIG = CompressionConfig(key_bits=4, value_bits=4, group_size=GROUP, sinks=4)
+
+
+def test_sinks_do_not_count():
+    queries, keys = tensors()
+    expected = sequence_scales(queries, keys, CONFIG)
+    queries[:, : CONFIG.sinks] *= 1000
+    keys[:, : CONFIG.sinks] *= 1000
+    np.testing.assert_array_equal(sequence_scales(queries, keys, CONFIG), expected)
+    np.testing.assert_array_equal(
+        expected, scales_of(queries[:, CONFIG.sinks :], keys[:, CONFIG.sinks :])
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, 1, GROUP + 3])
+def test_too_few_tokens(tokens):
+    queries, keys = tensors()
+    assert sequence_scales(queries[:, :tokens], keys[:, :tokens], CONFIG) is None
+
+
+@pytest.mark.parametrize("changes", [{"rotate_keys": 0}, {"key_bits": 16, "rotate_keys": 0}])
+def test_keys_of_which_scales_change_nothing(changes):
+    config = CompressionConfig(**{**CONFIG.model_dump(), **changes})
+    assert sequence_scales(*tensors(), config) is None
