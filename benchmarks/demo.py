@@ -13,8 +13,9 @@ from rich.table import Table
 import gear_trt
 from gear_trt.bench import model
 from gear_trt.bench.records import ModelRow
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.footprint import fp16_bytes_per_token
-from gear_trt.runtime.manifest import MANIFEST_FILE, Manifest
+from gear_trt.runtime.manifest import Manifest
 from gear_trt.spec import CompressionConfig
 
 ENGINE = Path("out/smollm2")
@@ -30,14 +31,31 @@ def model_path() -> Path:
     return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
 
 
+def is_exported() -> bool:
+    """Whether the engine folder is there, and this version of gear_trt reads it.
+
+    Raises:
+        GearError: It is damaged.
+    """
+    try:
+        Manifest.read(ENGINE)
+    except GearError as error:
+        if error.code in (ErrorCode.MISSING_FILE, ErrorCode.LAYOUT_MISMATCH):
+            return False
+        raise
+    return True
+
+
 def export(console: Console) -> None:
-    """Export the model unless an earlier run has."""
-    if (ENGINE / MANIFEST_FILE).is_file():
+    """Export the model unless an earlier run has, for the same page layout."""
+    if is_exported():
         console.print(f"using {ENGINE} of an earlier run")
         return
     started = time.perf_counter()
     with console.status(f"exporting {model_path().name} to {ENGINE}"):
-        gear_trt.export_model(model_path(), ENGINE, config=CompressionConfig.preset("k4v4"))
+        gear_trt.export_model(
+            model_path(), ENGINE, config=CompressionConfig.preset("k4v4"), force=True
+        )
     console.print(f"exported {ENGINE} in {time.perf_counter() - started:.0f} s")
 
 
