@@ -307,8 +307,8 @@ class _Job:
         scales = measure_key_scales(folder, manifest)
         scale_keys(self._source.model, scales)
         rewrite_graph(folder, self._source.model)
-        manifest.model_copy(update={"has_key_scales": True}).write(folder)
         self._scaled = sum(item is not None for item in scales)
+        manifest.model_copy(update={"has_key_scales": self._scaled > 0}).write(folder)
 
     def report(
         self, facts: ModelFacts | None, output: Path | None = None, folder: Path | None = None

@@ -46,6 +46,8 @@ def measure_key_scales(folder: Path, manifest: Manifest) -> list[Array | None]:
     """
     layers = [layer for layer, facts in enumerate(manifest.layers) if facts.config.scales_keys]
     scales: list[Array | None] = [None] * len(manifest.layers)
+    if not layers:
+        return scales
     with _probe(folder, layers) as path:
         for layer, (query_TM, key_TM) in _run(path, manifest, layers):
             facts = manifest.layers[layer]

@@ -108,15 +108,17 @@ def test_half_precision(sources, network, tmp_path):
     assert scaled < 0.6 * plain
 
 
-def test_only_layers_that_gain_are_scaled(sources, tmp_path):
-    rules = [LayerRule.parse("0:key_bits=16,rotate_keys=0")]
+@pytest.mark.parametrize(("layers", "scaled"), [("0", decoders.LAYERS - 1), ("0-1", 0)])
+def test_only_layers_that_gain_are_scaled(layers, scaled, sources, tmp_path):
+    rules = [LayerRule.parse(f"{layers}:key_bits=16,rotate_keys=0")]
     report = export(
         sources["genai"],
         tmp_path / "engine",
         config=ModelConfig.of(CONFIG, rules),
         scale_keys=True,
     )
-    assert report.scaled_layers == decoders.LAYERS - 1
+    assert report.scaled_layers == scaled
+    assert Manifest.read(tmp_path / "engine").has_key_scales == bool(scaled)
 
 
 @pytest.mark.parametrize("preset", ["fp16", "exact", "paper-4bit"])
