@@ -61,3 +61,24 @@ def network(family, **changes):
 
 def tokens(batch, length, seed=1):
     return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def steps(model, cache, ids, parts, mask=None):
+    """Logits of all tokens, passed in parts of these lengths."""
+    logits, start = [], 0
+    for part in parts:
+        end = start + part
+        positions = None
+        if mask is not None:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:end]
+        logits.append(
+            model(
+                ids[:, start:end],
+                attention_mask=None if mask is None else mask[:, :end],
+                position_ids=positions,
+                past_key_values=cache,
+            ).logits
+        )
+        start = end
+    return torch.cat(logits, dim=1)

@@ -10,7 +10,7 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.footprint import fp16_bytes_per_token
 from gear_trt.spec import CompressionConfig, bits_per_element
 from gear_trt.torch import GearCache
-from tests.torch.networks import SUPPORTED, network, tokens
+from tests.torch.networks import SUPPORTED, network, steps, tokens
 
 LENGTH = 150
 
@@ -32,27 +32,6 @@ def pair(request):
 def llama():
     model = network("llama")
     return model, geared(model)
-
-
-@torch.no_grad()
-def steps(model, cache, ids, parts, mask=None):
-    """Logits of all tokens, passed in parts of these lengths."""
-    logits, start = [], 0
-    for part in parts:
-        end = start + part
-        positions = None
-        if mask is not None:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:end]
-        logits.append(
-            model(
-                ids[:, start:end],
-                attention_mask=None if mask is None else mask[:, :end],
-                position_ids=positions,
-                past_key_values=cache,
-            ).logits
-        )
-        start = end
-    return torch.cat(logits, dim=1)
 
 
 def refusal(code, call, *args, **kwargs):

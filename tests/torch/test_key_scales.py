@@ -12,7 +12,7 @@ from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.spec.calibration import calibration_tokens
 from gear_trt.spec.model_config import LayerRule
 from gear_trt.torch import GearCache, measure_key_scales
-from tests.torch.networks import TINY, network, tokens
+from tests.torch.networks import TINY, network, steps, tokens
 
 LENGTH = 300
 HEADS, HEAD_DIM = 2, 32
@@ -41,22 +41,10 @@ def scales(model):
     return measure_key_scales(model, "k4v4")
 
 
-@torch.no_grad()
 def logits(model, ids, cache, mask=None):
     """Logits of all tokens, in parts of 50: later ones read what is compressed."""
-    parts = []
-    for start in range(0, ids.shape[1], 50):
-        end = start + 50
-        positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)[:, start:end]
-        parts.append(
-            model(
-                ids[:, start:end],
-                attention_mask=None if mask is None else mask[:, :end],
-                position_ids=positions,
-                past_key_values=cache,
-            ).logits
-        )
-    return torch.cat(parts, dim=1)
+    parts = [len(part) for part in torch.arange(ids.shape[1]).split(50)]
+    return steps(model, cache, ids, parts, mask)
 
 
 def lost(model, compression, scales=None):
