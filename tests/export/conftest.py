@@ -30,7 +30,11 @@ def checkpoint(network, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sources(network, checkpoint, tmp_path_factory):
     """Return the model in a form, made once."""
-    folder = tmp_path_factory.mktemp("sources")
+    return sources_of(network, checkpoint, tmp_path_factory.mktemp("sources"))
+
+
+def sources_of(network, checkpoint, folder):
+    """Return a function that returns a model in a form, made once in the folder."""
     makers = {
         "transformers": lambda: checkpoint,
         "dynamo-18": lambda: decoders.save_dynamo(network, folder / "18.onnx", opset=18),

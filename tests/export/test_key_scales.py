@@ -16,6 +16,7 @@ from gear_trt.runtime.manifest import Manifest
 from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.spec.model_config import LayerRule
 from tests.export import decoders
+from tests.export.conftest import sources_of
 
 pytestmark = pytest.mark.usefixtures("needs_library")
 
@@ -44,12 +45,7 @@ def checkpoint(network, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(network, checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uneven-sources")
-    return {
-        "transformers": checkpoint,
-        "genai": decoders.save_genai(checkpoint, folder / "genai"),
-        "dynamo-23": decoders.save_dynamo(network, folder / "23.onnx", opset=23),
-    }
+    return sources_of(network, checkpoint, tmp_path_factory.mktemp("uneven-sources"))
 
 
 def export(source, folder, **options):
@@ -74,8 +70,8 @@ def error_of(folder, network):
 
 @pytest.mark.parametrize("form", SCALED)
 def test_compression_costs_less(form, sources, network, tmp_path):
-    export(sources[form], tmp_path / "plain")
-    report = export(sources[form], tmp_path / "scaled", scale_keys=True)
+    export(sources(form), tmp_path / "plain")
+    report = export(sources(form), tmp_path / "scaled", scale_keys=True)
     plain, scaled = (error_of(tmp_path / name, network) for name in ("plain", "scaled"))
     assert scaled < 0.6 * plain
     assert report.scaled_layers == decoders.LAYERS
@@ -85,7 +81,7 @@ def test_compression_costs_less(form, sources, network, tmp_path):
 
 
 def test_before_any_token_is_compressed_nothing_changes(sources, network, tmp_path):
-    export(sources["genai"], tmp_path / "scaled", scale_keys=True)
+    export(sources("genai"), tmp_path / "scaled", scale_keys=True)
     tokens_BT = np.random.default_rng(5).integers(0, decoders.VOCABULARY, (2, CONFIG.chunk))
     with torch.no_grad():
         exact_BTV = network(torch.from_numpy(tokens_BT)).logits.numpy()
@@ -94,7 +90,7 @@ def test_before_any_token_is_compressed_nothing_changes(sources, network, tmp_pa
 
 def test_two_exports_are_equal(sources, tmp_path):
     for name in ("first", "second"):
-        export(sources["genai"], tmp_path / name, scale_keys=True)
+        export(sources("genai"), tmp_path / name, scale_keys=True)
     first, second = ((tmp_path / name / "model.onnx").read_bytes() for name in ("first", "second"))
     assert first == second
 
@@ -102,7 +98,7 @@ def test_two_exports_are_equal(sources, tmp_path):
 def test_half_precision(sources, network, tmp_path):
     for name in ("plain", "scaled"):
         export(
-            sources["transformers"], tmp_path / name, dtype="float16", scale_keys=name == "scaled"
+            sources("transformers"), tmp_path / name, dtype="float16", scale_keys=name == "scaled"
         )
     plain, scaled = (error_of(tmp_path / name, network) for name in ("plain", "scaled"))
     assert scaled < 0.6 * plain
@@ -112,7 +108,7 @@ def test_half_precision(sources, network, tmp_path):
 def test_only_layers_that_gain_are_scaled(layers, scaled, sources, tmp_path):
     rules = [LayerRule.parse(f"{layers}:key_bits=16,rotate_keys=0")]
     report = export(
-        sources["genai"],
+        sources("genai"),
         tmp_path / "engine",
         config=ModelConfig.of(CONFIG, rules),
         scale_keys=True,
@@ -125,7 +121,7 @@ def test_only_layers_that_gain_are_scaled(layers, scaled, sources, tmp_path):
 def test_a_config_for_which_scales_do_nothing_is_refused(preset, sources, tmp_path):
     with pytest.raises(GearError) as caught:
         export(
-            sources["genai"],
+            sources("genai"),
             tmp_path / "engine",
             config=CompressionConfig.preset(preset),
             scale_keys=True,
@@ -135,7 +131,7 @@ def test_a_config_for_which_scales_do_nothing_is_refused(preset, sources, tmp_pa
 
 
 def test_the_command(sources, tmp_path):
-    arguments = [str(sources["genai"]), "-o", str(tmp_path / "engine"), "--scale-keys"]
+    arguments = [str(sources("genai")), "-o", str(tmp_path / "engine"), "--scale-keys"]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["scaled_layers"] == decoders.LAYERS
@@ -148,5 +144,5 @@ def test_the_command(sources, tmp_path):
 
 
 def test_a_dry_run_measures_nothing(sources):
-    result = CliRunner().invoke(app, [str(sources["transformers"]), "--dry-run", "--scale-keys"])
+    result = CliRunner().invoke(app, [str(sources("transformers")), "--dry-run", "--scale-keys"])
     assert result.exit_code == ExitStatus.USAGE
