@@ -11,11 +11,11 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from gear_trt.eval.steps import SLICE
 from gear_trt.spec import CompressionConfig
-from gear_trt.torch.cache import ATTENTION_NAME
+from gear_trt.torch.cache import ATTENTION_NAME, layer_windows
 from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens
 from gear_trt.tune.options import SideOption
@@ -106,10 +106,7 @@ def probe(
     """
     model.set_attn_implementation(ATTENTION_NAME)
     configs = {option: option.config(base) for option in options}
-    windows = [
-        getattr(layer, "sliding_window", 0) or 0
-        for layer in DynamicCache(config=model.config).layers
-    ]
+    windows = layer_windows(model.config)
     done = 0
 
     def tell() -> None:
