@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gear_trt.export.passes.nodes import integers, typed
+from gear_trt.export.passes.nodes import attention_nodes, integers, typed
 from gear_trt.export.passes.positions import Positions
 from gear_trt.export.passes.probe import (
     Array,
@@ -24,7 +24,6 @@ from gear_trt.export.passes.probe import (
     reads_weights,
 )
 from gear_trt.export.passes.sites import HeadTensor, KvSite, MismatchError
-from gear_trt.spec import GEAR_ATTENTION
 
 MAX_SIZES = 8
 """Elements of a derived shape."""
@@ -107,9 +106,7 @@ class _Detacher:
         self._sites = sites
         self._input_ids = input_ids
         self._positions = positions
-        self._outputs = [
-            (node.outputs[0], _width(node)) for node in main if node.op_type == GEAR_ATTENTION.name
-        ]
+        self._outputs = [(node.outputs[0], _width(node)) for node in attention_nodes(main)]
         longest = max(max_context - _NEW_TOKENS_OF_LONGEST, 1)
         trials: tuple[Lengths, ...] = (
             *_SMALL_TRIALS,

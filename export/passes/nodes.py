@@ -1,4 +1,4 @@
-"""Small helpers to add nodes to a graph."""
+"""Small helpers to find nodes of a graph and to add some."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+
+from gear_trt.spec import GEAR_ATTENTION
 
 HEADS_FIRST: tuple[int, ...] = (0, 1, 2, 3)
 """Axes of [B, N, S, D]."""
@@ -29,3 +31,8 @@ def typed(
     if shape is not None:
         value.shape = ir.Shape(list(shape))
     return value
+
+
+def attention_nodes(main: ir.Graph) -> list[ir.Node]:
+    """Return the `GearAttention` nodes of a routed graph, in its order."""
+    return [node for node in main if node.op_type == GEAR_ATTENTION.name]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from gear_trt.export.passes.nodes import attention_nodes
 from gear_trt.export.passes.sites import Array, present
 from gear_trt.spec import GEAR_ATTENTION
 
@@ -34,11 +35,6 @@ def scale_keys(model: ir.Model, scales: Sequence[Array | None]) -> None:
         divisors_ND = np.repeat(1 / scales_HD, heads_per_scale, axis=0)
         _multiply(model.graph, node, KEY, f"key_scales.{layer}", scales_HD)
         _multiply(model.graph, node, QUERY, f"query_scales.{layer}", divisors_ND)
-
-
-def attention_nodes(main: ir.Graph) -> list[ir.Node]:
-    """Return the `GearAttention` nodes of a routed graph, in its order."""
-    return [node for node in main if node.op_type == GEAR_ATTENTION.name]
 
 
 def _multiply(main: ir.Graph, node: ir.Node, index: int, name: str, factors: Array) -> None:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.export.passes.nodes import attention_nodes
 from gear_trt.export.passes.sites import SYMBOLIC_OP
 from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.spec import GEAR_ATTENTION, graph, layout_hash
@@ -111,7 +112,7 @@ def _interface_faults(model: ir.Model, layers: int) -> Iterator[str]:
 
 
 def _layer_faults(model: ir.Model, layers: int) -> Iterator[str]:
-    nodes = [node for node in model.graph if node.op_type == GEAR_ATTENTION.name]
+    nodes = attention_nodes(model.graph)
     found = [node.attributes.get_int("layer", -1) for node in nodes]
     if found != list(range(layers)):
         yield f"{GEAR_ATTENTION.name} nodes are of layers {found}, not of 0 to {layers - 1}"
