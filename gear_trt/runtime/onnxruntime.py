@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,43 +99,64 @@ class OrtBoundGraph:
         self._binding: Any = session.io_binding()
         self._vocab_size = vocab_size
         self._logits_dtype = logits_dtype(session, vocab_size)
-        for (input_name, output_name), array in state_names(cache):
-            self._bind_input(input_name, array)
-            self._bind_output(output_name, array)
+        bind_state(self._binding, cache)
 
     def run(
         self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
     ) -> NDArray[np.floating]:
         """See `BoundGraph.run`."""
         logits_BSV = np.empty((*tokens_BS.shape, self._vocab_size), self._logits_dtype)
-        self._bind_input(graph.INPUT_IDS, tokens_BS)
-        self._bind_input(graph.NEW_LENGTHS, new_lengths)
-        self._bind_input(graph.PAGE_TABLE, self._cache.page_table)
-        self._bind_input(graph.SLOTS, self._cache.slots)
-        self._bind_input(graph.PAST_LENGTHS, self._cache.lengths)
-        self._bind_output(graph.LOGITS, logits_BSV)
+        bind_call(self._binding, self._cache, tokens_BS, new_lengths)
+        _bind(self._binding.bind_output, graph.LOGITS, logits_BSV)
         try:
             self._session.run_with_iobinding(self._binding)
         except FAILURES as error:
             raise run_failure(error) from None
         return logits_BSV
 
-    def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
-        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def _bind_output(self, name: str, array: NDArray[np.generic]) -> None:
-        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+def bind_state(binding: Any, cache: CacheMemory) -> None:  # noqa: ANN401 - untyped
+    """Bind the state of every layer, in the host's memory, as inputs and as outputs."""
+    for (input_name, output_name), array in state_names(cache):
+        _bind(binding.bind_input, input_name, array)
+        _bind(binding.bind_output, output_name, array)
+
+
+def bind_call(
+    binding: Any,  # noqa: ANN401 - untyped
+    cache: CacheMemory,
+    tokens_BS: NDArray[np.int64],
+    new_lengths: NDArray[np.int32],
+) -> None:
+    """Bind the inputs of one call beside the state; all arrays have to outlive the call."""
+    for name, array in (
+        (graph.INPUT_IDS, tokens_BS),
+        (graph.NEW_LENGTHS, new_lengths),
+        (graph.PAGE_TABLE, cache.page_table),
+        (graph.SLOTS, cache.slots),
+        (graph.PAST_LENGTHS, cache.lengths),
+    ):
+        _bind(binding.bind_input, name, array)
+
+
+def _bind(bind: Callable[..., None], name: str, array: NDArray[np.generic]) -> None:
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def open_session(
-    folder: Path, options: ort.SessionOptions, providers: Sequence[Provider]
+    folder: Path,
+    options: ort.SessionOptions,
+    providers: Sequence[Provider],
+    *,
+    file: str = MODEL_FILE,
 ) -> tuple[Path, Any]:
-    """Load the graph of an engine folder.
+    """Load a graph of an engine folder.
 
     Args:
         folder: The engine folder.
         options: What `session_options` returns.
         providers: Execution providers, the preferred one first.
+        file: Name of the graph.
 
     Returns:
         The path of the graph, and its session (untyped, as is the binding).
@@ -143,9 +164,9 @@ def open_session(
     Raises:
         GearError: `MISSING_FILE`, or as `load_failure` says.
     """
-    path = folder / MODEL_FILE
+    path = folder / file
     if not path.is_file():
-        raise GearError(ErrorCode.MISSING_FILE, f"{folder} has no {MODEL_FILE}", hint=EXPORT_AGAIN)
+        raise GearError(ErrorCode.MISSING_FILE, f"{folder} has no {file}", hint=EXPORT_AGAIN)
     try:
         return path, InferenceSession(path, options, providers)
     except FAILURES as error:
