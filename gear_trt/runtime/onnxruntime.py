@@ -99,14 +99,17 @@ class OrtBoundGraph:
         self._binding: Any = session.io_binding()
         self._vocab_size = vocab_size
         self._logits_dtype = logits_dtype(session, vocab_size)
-        bind_state(self._binding, cache)
+        for (input_name, output_name), array in state_names(cache):
+            _bind(self._binding.bind_input, input_name, array)
+            _bind(self._binding.bind_output, output_name, array)
 
     def run(
         self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
     ) -> NDArray[np.floating]:
         """See `BoundGraph.run`."""
         logits_BSV = np.empty((*tokens_BS.shape, self._vocab_size), self._logits_dtype)
-        bind_call(self._binding, self._cache, tokens_BS, new_lengths)
+        for name, array in call_inputs(self._cache, tokens_BS, new_lengths).items():
+            _bind(self._binding.bind_input, name, array)
         _bind(self._binding.bind_output, graph.LOGITS, logits_BSV)
         try:
             self._session.run_with_iobinding(self._binding)
@@ -115,28 +118,17 @@ class OrtBoundGraph:
         return logits_BSV
 
 
-def bind_state(binding: Any, cache: CacheMemory) -> None:  # noqa: ANN401 - untyped
-    """Bind the state of every layer, in the host's memory, as inputs and as outputs."""
-    for (input_name, output_name), array in state_names(cache):
-        _bind(binding.bind_input, input_name, array)
-        _bind(binding.bind_output, output_name, array)
-
-
-def bind_call(
-    binding: Any,  # noqa: ANN401 - untyped
-    cache: CacheMemory,
-    tokens_BS: NDArray[np.int64],
-    new_lengths: NDArray[np.int32],
-) -> None:
-    """Bind the inputs of one call beside the state; all arrays have to outlive the call."""
-    for name, array in (
-        (graph.INPUT_IDS, tokens_BS),
-        (graph.NEW_LENGTHS, new_lengths),
-        (graph.PAGE_TABLE, cache.page_table),
-        (graph.SLOTS, cache.slots),
-        (graph.PAST_LENGTHS, cache.lengths),
-    ):
-        _bind(binding.bind_input, name, array)
+def call_inputs(
+    cache: CacheMemory, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
+) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a graph for one call, by name, but for the state of its layers."""
+    return {
+        graph.INPUT_IDS: tokens_BS,
+        graph.NEW_LENGTHS: new_lengths,
+        graph.PAGE_TABLE: cache.page_table,
+        graph.SLOTS: cache.slots,
+        graph.PAST_LENGTHS: cache.lengths,
+    }
 
 
 def _bind(bind: Callable[..., None], name: str, array: NDArray[np.generic]) -> None:

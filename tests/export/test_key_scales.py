@@ -11,7 +11,7 @@ import gear_trt
 from gear_trt.cli.export import app
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import export_model
-from gear_trt.export.build.measure_keys import PROBE_FILE
+from gear_trt.export.build.measure_keys import STAGE_FILE
 from gear_trt.runtime.manifest import Manifest
 from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.spec.model_config import LayerRule
@@ -77,7 +77,7 @@ def test_compression_costs_less(form, sources, network, tmp_path):
     assert report.scaled_layers == decoders.LAYERS
     assert Manifest.read(tmp_path / "scaled").has_key_scales
     assert not Manifest.read(tmp_path / "plain").has_key_scales
-    assert not (tmp_path / "scaled" / PROBE_FILE).exists()
+    assert not (tmp_path / "scaled" / STAGE_FILE).exists()
 
 
 def test_before_any_token_is_compressed_nothing_changes(sources, network, tmp_path):
