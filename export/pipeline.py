@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gear_trt.errors import ErrorCode, GearError
+from gear_trt.errors import GearError
 from gear_trt.export.build.folder import check_output, staged_folder
 from gear_trt.export.build.measure_keys import measure_key_scales
 from gear_trt.export.build.onnxruntime import (
@@ -54,7 +54,7 @@ def export_model(
     max_context: int | None = None,
     tokenizer: str | Path | None = None,
     dtype: Dtype | None = None,
-    scale_keys: bool = False,
+    scale_keys: bool = True,
     force: bool = False,
     tensorrt: TensorRTOptions | None = None,
     progress: Progress = silent,
@@ -69,9 +69,9 @@ def export_model(
         tokenizer: Folder of the tokenizer; None means beside the model.
         dtype: Of a checkpoint's weights and activations: float16 for GPUs. None keeps float16 and
             makes all else float32.
-        scale_keys: Run the exported graph once, and scale the channels of keys so that their
-            compression costs less (`gear_trt.reference.key_scales`); needs the memory that
-            running the model needs.
+        scale_keys: Run the exported graph once, one layer in memory at a time, and scale the
+            channels of keys so that their compression costs less
+            (`gear_trt.reference.key_scales`).
         force: Replace `output` where it is an engine folder.
         tensorrt: Build a TensorRT engine too; the folder is complete without it where that fails.
         progress: Told the stages.
@@ -82,8 +82,8 @@ def export_model(
     Raises:
         GearError: `MISSING_FILE`, `DAMAGED_MODEL`, `MISSING_DEPENDENCY`, `UNSUPPORTED_MODEL` or
             `NO_KV_CACHE` for the model, `OUTPUT_EXISTS` for the folder, `NON_FINITE_WEIGHTS`,
-            `BAD_CONFIG` for a context that is too long, a layer that is not there, a type where
-            the model is an ONNX file, or keys that scales would not change,
+            `BAD_CONFIG` for a context that is too long, a layer that is not there, or a type where
+            the model is an ONNX file,
             `VERIFICATION_FAILED` for a bug of ours; with `scale_keys`, those of
             `measure_key_scales`; with `tensorrt`, those of `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
@@ -98,8 +98,6 @@ def export_model(
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer))
     job = _Job(source, config, progress, dtype)
-    if scale_keys:
-        job.check_scalable()
     job.find(max_context)
     facts = job.rewrite(max_context)
     with staged_folder(output, force=force) as folder:
@@ -108,7 +106,7 @@ def export_model(
             job.write(folder, facts)
             if tokenizer is not None:
                 copy_tokenizer(Path(tokenizer), folder)
-        if scale_keys:
+        if scale_keys and job.has_scalable_keys:
             progress("measuring queries and keys")
             with job.stage("scale keys"):
                 job.scale_keys(folder)
@@ -282,20 +280,10 @@ class _Job:
             progress=self._progress,
         )
 
-    def check_scalable(self) -> None:
-        """Refuse to measure a model for which scales of keys would change nothing.
-
-        Raises:
-            GearError: `BAD_CONFIG`.
-        """
-        special = [config for _, config in self._config.special]
-        if any(config.scales_keys for config in (self._config.base, *special)):
-            return
-        raise GearError(
-            ErrorCode.BAD_CONFIG,
-            "scales of keys would change nothing: no layer has rotated keys of 2 to 8 bits",
-            hint="leave --scale-keys out, or take another preset",
-        )
+    @property
+    def has_scalable_keys(self) -> bool:
+        """Whether scales of keys change anything in some layer."""
+        return any(config.scales_keys for config in self._configs)
 
     def scale_keys(self, folder: Path) -> None:
         """Scale the keys of the engine that `write` wrote.
@@ -304,7 +292,15 @@ class _Job:
             GearError: As `measure_key_scales`.
         """
         manifest = Manifest.read(folder)
-        scales = measure_key_scales(folder, manifest)
+        try:
+            scales = measure_key_scales(folder, manifest)
+        except GearError as error:
+            raise GearError(
+                error.code,
+                f"the model cannot be run to measure its keys: {error.message}",
+                hint="pass --no-scale-keys, which exports without running the model",
+                detail=error.detail,
+            ) from error
         scale_keys(self._source.model, scales)
         rewrite_graph(folder, self._source.model)
         self._scaled = sum(item is not None for item in scales)

@@ -17,6 +17,7 @@ from onnxruntime import GraphOptimizationLevel, OrtValue, SessionOptions
 from gear_trt.export.passes.nodes import attention_nodes
 from gear_trt.export.passes.scale_keys import KEY, QUERY
 from gear_trt.export.passes.sites import Array, present
+from gear_trt.export.passes.widen import widen
 from gear_trt.reference.key_scales import sequence_scales
 from gear_trt.runtime.cache import GearCache
 from gear_trt.runtime.graph_state import state_names
@@ -48,7 +49,7 @@ def measure_key_scales(folder: Path, manifest: Manifest) -> list[Array | None]:
         Per layer [H, D] float32; None where scales would change nothing.
 
     Raises:
-        GearError: `UNSUPPORTED_MODEL` for a type with which CPUs do not compute, `OUT_OF_MEMORY`,
+        GearError: `UNSUPPORTED_MODEL` for an op that CPUs do not run, `OUT_OF_MEMORY`,
             `MISSING_LIBRARY`, `DAMAGED_ENGINE`.
     """
     scales: list[Array | None] = [None] * len(manifest.layers)
@@ -96,6 +97,7 @@ def _run_stage(folder: Path, model: ir.Model, nodes: list[ir.Node], known: _Know
     if not wanted:
         return {}
     stage = ir.convenience.extract(model.graph, list(known), wanted)
+    widen(stage)
     for value in stage.inputs:
         array = known[_name(value)]
         value.dtype, value.shape = ir.DataType(array.element_type()), ir.Shape(array.shape())

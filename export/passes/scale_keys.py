@@ -31,16 +31,17 @@ def scale_keys(model: ir.Model, scales: Sequence[Array | None]) -> None:
         scales_HD = scales[layer]
         if scales_HD is None:
             continue
+        rounded_HD = scales_HD.astype(_dtype(node, KEY).numpy())
+        inverse_HD = 1 / rounded_HD.astype(np.float32)  # of what keys are really multiplied by
         heads_per_scale = node.attributes.get_int("num_heads", 0) // len(scales_HD)
-        divisors_ND = np.repeat(1 / scales_HD, heads_per_scale, axis=0)
-        _multiply(model.graph, node, KEY, f"key_scales.{layer}", scales_HD)
+        divisors_ND = np.repeat(inverse_HD, heads_per_scale, axis=0)
+        _multiply(model.graph, node, KEY, f"key_scales.{layer}", rounded_HD)
         _multiply(model.graph, node, QUERY, f"query_scales.{layer}", divisors_ND)
 
 
 def _multiply(main: ir.Graph, node: ir.Node, index: int, name: str, factors: Array) -> None:
     """Multiply an input [B, S, heads · D] of a node by factors [heads, D]."""
-    value = present(node.inputs[index])
-    dtype = present(value.dtype)
+    value, dtype = present(node.inputs[index]), _dtype(node, index)
     tensor = ir.tensor(factors.reshape(-1).astype(dtype.numpy()), name=name)
     factor = ir.val(name, dtype, [factors.size])
     factor.const_value = tensor
@@ -48,3 +49,7 @@ def _multiply(main: ir.Graph, node: ir.Node, index: int, name: str, factors: Arr
     product = ir.val(f"{name}.product", dtype, value.shape)
     main.insert_before(node, ir.node("Mul", [value, factor], outputs=[product], name=name))
     node.replace_input_with(index, product)
+
+
+def _dtype(node: ir.Node, index: int) -> ir.DataType:
+    return present(present(node.inputs[index]).dtype)

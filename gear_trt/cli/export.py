@@ -121,12 +121,12 @@ def export(
     scale_keys: Annotated[
         bool,
         typer.Option(
-            "--scale-keys",
-            help="Run the model once and scale the channels of keys so that compressing them costs "
-            "less; no byte more per token.",
+            "--scale-keys/--no-scale-keys",
+            help="Run the model once, layer by layer, and scale the channels of keys so that "
+            "compressing them costs less; no byte more per token.",
             rich_help_panel=_MODEL,
         ),
-    ] = False,
+    ] = True,
     max_context: Annotated[
         int | None,
         typer.Option(
@@ -166,8 +166,6 @@ def export(
         raise typer.BadParameter("where to? Pass a folder, or --dry-run", param_hint="--output")
     if dry_run and (print_trtexec or tensorrt is not None):
         raise typer.BadParameter("a dry run builds no engine", param_hint="--tensorrt")
-    if dry_run and scale_keys:
-        raise typer.BadParameter("a dry run does not run the model", param_hint="--scale-keys")
     engine = _tensorrt.TensorRTFlags(
         max_batch=max_batch,
         max_new_tokens=max_new_tokens,

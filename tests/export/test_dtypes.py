@@ -17,7 +17,7 @@ from gear_trt.cli.export import app
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.export import export_model
 from gear_trt.runtime.manifest import MODEL_FILE
-from gear_trt.spec import DOMAIN
+from gear_trt.spec import DOMAIN, CompressionConfig
 from tests.export import decoders
 from tests.export import text_graphs as text
 from tests.export.conftest import EXACT
@@ -25,6 +25,7 @@ from tests.export.conftest import EXACT
 pytestmark = pytest.mark.usefixtures("needs_library")
 
 HALF, BRAIN, FLOAT = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT
+CONFIG = CompressionConfig.preset("k4v4")
 NAMES = {HALF: "float16", BRAIN: "bfloat16"}
 
 
@@ -215,6 +216,23 @@ def test_bfloat16_activations_are_cast_for_the_op(bfloat16_model, tmp_path, lett
     with gear_trt.load(tmp_path / "engine", batch=2, threads=1) as loaded:
         actual = loaded.step(letters, all_logits=True)
     np.testing.assert_allclose(actual, expected, atol=2e-3)
+
+
+def test_keys_of_bfloat16_models_are_measured_in_float32(bfloat16_model, tmp_path):
+    onnx.save(retyped(onnx.load(bfloat16_model), BRAIN, FLOAT), tmp_path / "wide.onnx")
+    found = {}
+    for name, path in (("narrow", bfloat16_model), ("wide", tmp_path / "wide.onnx")):
+        export_model(path, tmp_path / name, config=CONFIG, max_context=text.CONTEXT)
+        weights = onnx.load(tmp_path / name / MODEL_FILE).graph.initializer
+        found[name] = [
+            numpy_helper.to_array(item).astype(np.float32)
+            for item in weights
+            if "_scales." in item.name
+        ]
+    assert found["wide"]
+    assert all(np.ptp(scales) > 0.05 for scales in found["wide"])
+    for narrow, wide in zip(found["narrow"], found["wide"], strict=True):
+        np.testing.assert_allclose(narrow, wide, rtol=2e-3)
 
 
 def test_bfloat16_activations_are_refused_by_cpus(bfloat16_model, tmp_path):

@@ -3,13 +3,14 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import gear_trt
 from gear_trt.cli.export import app
-from gear_trt.errors import ErrorCode, ExitStatus, GearError
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export import export_model
 from gear_trt.export.build.measure_keys import STAGE_FILE
 from gear_trt.runtime.manifest import Manifest
@@ -70,8 +71,8 @@ def error_of(folder, network):
 
 @pytest.mark.parametrize("form", SCALED)
 def test_compression_costs_less(form, sources, network, tmp_path):
-    export(sources(form), tmp_path / "plain")
-    report = export(sources(form), tmp_path / "scaled", scale_keys=True)
+    export(sources(form), tmp_path / "plain", scale_keys=False)
+    report = export(sources(form), tmp_path / "scaled")
     plain, scaled = (error_of(tmp_path / name, network) for name in ("plain", "scaled"))
     assert scaled < 0.6 * plain
     assert report.scaled_layers == decoders.LAYERS
@@ -81,7 +82,7 @@ def test_compression_costs_less(form, sources, network, tmp_path):
 
 
 def test_before_any_token_is_compressed_nothing_changes(sources, network, tmp_path):
-    export(sources("genai"), tmp_path / "scaled", scale_keys=True)
+    export(sources("genai"), tmp_path / "scaled")
     tokens_BT = np.random.default_rng(5).integers(0, decoders.VOCABULARY, (2, CONFIG.chunk))
     with torch.no_grad():
         exact_BTV = network(torch.from_numpy(tokens_BT)).logits.numpy()
@@ -90,7 +91,7 @@ def test_before_any_token_is_compressed_nothing_changes(sources, network, tmp_pa
 
 def test_two_exports_are_equal(sources, tmp_path):
     for name in ("first", "second"):
-        export(sources("genai"), tmp_path / name, scale_keys=True)
+        export(sources("genai"), tmp_path / name)
     first, second = ((tmp_path / name / "model.onnx").read_bytes() for name in ("first", "second"))
     assert first == second
 
@@ -111,27 +112,40 @@ def test_only_layers_that_gain_are_scaled(layers, scaled, sources, tmp_path):
         sources("genai"),
         tmp_path / "engine",
         config=ModelConfig.of(CONFIG, rules),
-        scale_keys=True,
     )
     assert report.scaled_layers == scaled
     assert Manifest.read(tmp_path / "engine").has_key_scales == bool(scaled)
 
 
 @pytest.mark.parametrize("preset", ["fp16", "exact", "paper-4bit"])
-def test_a_config_for_which_scales_do_nothing_is_refused(preset, sources, tmp_path):
+def test_a_config_for_which_scales_do_nothing_is_left_alone(preset, sources, tmp_path):
+    config = CompressionConfig.preset(preset)
+    reports = [
+        export(sources("genai"), tmp_path / str(scale_keys), config=config, scale_keys=scale_keys)
+        for scale_keys in (True, False)
+    ]
+    assert [report.scaled_layers for report in reports] == [0, 0]
+    first, second = ((tmp_path / name / "model.onnx").read_bytes() for name in ("True", "False"))
+    assert first == second
+
+
+def test_a_model_that_cpus_do_not_run_is_exported_without(sources, tmp_path):
+    model = onnx.load(sources("genai"))
+    node = next(
+        node for node in model.graph.node if node.name == "/model/layers.0/mlp/act_fn/Sigmoid"
+    )
+    node.op_type, node.domain = "OpOfAnotherRuntime", "com.microsoft"
+    onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(GearError) as caught:
-        export(
-            sources("genai"),
-            tmp_path / "engine",
-            config=CompressionConfig.preset(preset),
-            scale_keys=True,
-        )
-    assert caught.value.code is ErrorCode.BAD_CONFIG
+        export(tmp_path / "model.onnx", tmp_path / "engine")
+    assert caught.value.code is ErrorCode.DAMAGED_ENGINE
+    assert "--no-scale-keys" in caught.value.hint
     assert not (tmp_path / "engine").exists()
+    export(tmp_path / "model.onnx", tmp_path / "engine", scale_keys=False)
 
 
 def test_the_command(sources, tmp_path):
-    arguments = [str(sources("genai")), "-o", str(tmp_path / "engine"), "--scale-keys"]
+    arguments = [str(sources("genai")), "-o", str(tmp_path / "engine")]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["scaled_layers"] == decoders.LAYERS
@@ -141,8 +155,5 @@ def test_the_command(sources, tmp_path):
         "key channels are scaled in 2 of 2 layers"
         in (tmp_path / "engine" / "report.md").read_text()
     )
-
-
-def test_a_dry_run_measures_nothing(sources):
-    result = CliRunner().invoke(app, [str(sources("transformers")), "--dry-run", "--scale-keys"])
-    assert result.exit_code == ExitStatus.USAGE
+    plain = CliRunner().invoke(app, [*arguments, "--force", "--no-scale-keys", "--json"])
+    assert json.loads(plain.stdout)["scaled_layers"] == 0
