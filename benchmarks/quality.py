@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import quality_report
-from benchmarks.quality_candidates import FRONTIER, SCALED, part_configs
+from benchmarks.quality_candidates import BUFFERS, FRONTIER, UNSCALED, part_configs
 from benchmarks.records import append_rows
 from gear_trt.bench.grid import parse_config
 from gear_trt.errors import GearError
@@ -85,17 +85,18 @@ def run(checkpoint: Checkpoint, configs: Sequence[str], arguments: argparse.Name
         candidates = [
             item
             for item in _candidates(subject.model, calibration_BT, configs)
-            if item.name not in done and item.name in (arguments.only or {item.name})
+            if (item.name, item.buffer) not in done and item.name in (arguments.only or {item.name})
         ]
         for row in judge(subject, candidates, judged_BT, _say, text_name=text.name):
             append_rows("quality", [row.model_dump()])
-            console.print(f"{row.candidate}: {row.bits_per_element:.2f} bits, KL {row.kl:.5f}")
+            place = f"{row.candidate}, buffer {row.buffer}"
+            console.print(f"{place}: {row.bits_per_element:.2f} bits, KL {row.kl:.5f}")
 
 
-def recorded(model: str, text: str, tokens_BT: NDArray[np.int64]) -> set[str]:
-    """Return the candidates that have a row of this model, text and size."""
+def recorded(model: str, text: str, tokens_BT: NDArray[np.int64]) -> set[tuple[str, int]]:
+    """Return names and buffers of the candidates that have a row of this model, text and size."""
     return {
-        row.candidate
+        (row.candidate, row.buffer)
         for row in quality_report.rows()
         if (row.model, row.text, row.sequences, row.context)
         == (model, text, len(tokens_BT), tokens_BT.shape[1] - 1)
@@ -107,18 +108,19 @@ def _candidates(
     calibration_BT: NDArray[np.int64],
     configs: Sequence[str],
 ) -> Iterator[Candidate]:
-    for name in configs:
-        yield candidate.gear(name, ModelConfig(parse_config(name).config), model.config)
     scales = KeyScales(model)
-    for name in SCALED:
+    for name in configs:
         config = ModelConfig(parse_config(name).config)
         yield candidate.gear(name, config, model.config, scales.of(config))
-    setting = Setting(model, torch.from_numpy(calibration_BT))
-    for name in PEERS:
-        try:
-            yield make_peer(name, setting)
-        except GearError as error:
-            console.print(f"{name} is left out: {error.message} ({error.hint})")
+    for name in UNSCALED:
+        yield candidate.gear(name, ModelConfig(parse_config(name).config), model.config)
+    for buffer in BUFFERS:
+        setting = Setting(model, torch.from_numpy(calibration_BT), buffer)
+        for name in PEERS:
+            try:
+                yield make_peer(name, setting)
+            except GearError as error:
+                console.print(f"{name} is left out: {error.message} ({error.hint})")
 
 
 def _say(stage: str, detail: str, done: float) -> None:

@@ -14,19 +14,10 @@ FRONTIER = (
     "k3v2+group_size=64",
 )
 """Presets, and what fills the gaps between them."""
-SCALED = (
-    "k4v4",
-    "k4v2",
-    "k3v2",
-    "k2v2",
-    "near-lossless",
-    "balanced",
-    "small",
-    "tiny",
-    "k4v4+value_bits=3",
-    "k3v2+group_size=64",
-)
-"""Those that are measured with key scales as well."""
+UNSCALED = ("k4v4", "k3v2", "near-lossless", "balanced", "small", "tiny")
+"""Those that are measured without key scales as well."""
+BUFFERS = (64, 128)
+"""Newest tokens that peers keep uncompressed, at most: as many as pages of ours hold."""
 
 WIDTHS = (2, 3, 4)
 BASES = {

@@ -19,11 +19,12 @@ from pydantic import BaseModel
 
 from benchmarks.quality_candidates import (
     BASES,
+    BUFFERS,
     CODES,
     FRONTIER,
     LADDER,
     PARTS,
-    SCALED,
+    UNSCALED,
     WIDTHS,
     variant,
 )
@@ -31,7 +32,7 @@ from benchmarks.records import RESULTS
 from benchmarks.report import filled
 from gear_trt.bench.grid import parse_config
 from gear_trt.eval import plot
-from gear_trt.eval.candidate import GEAR, KEY_SCALES_SUFFIX
+from gear_trt.eval.candidate import GEAR, UNSCALED_SUFFIX
 from gear_trt.eval.greedy import GreedyRow
 from gear_trt.eval.layers import LayerRow
 from gear_trt.eval.passkey import PasskeyRow
@@ -52,7 +53,7 @@ TARGETS = {
 }
 """Most bits per element and most KL of the presets that earn their name."""
 
-OURS = (*FRONTIER, *(name + KEY_SCALES_SUFFIX for name in SCALED))
+OURS = (*FRONTIER, *(name + UNSCALED_SUFFIX for name in UNSCALED))
 """Rows of ours that tables and pictures show beside those of peers."""
 
 _Row = TypeVar("_Row", bound=BaseModel)
@@ -80,7 +81,7 @@ def numbers() -> str:
 def _is_current(row: EvalRow) -> bool:
     if row.kind != GEAR:
         return True
-    name = row.candidate.removesuffix(KEY_SCALES_SUFFIX)
+    name = row.candidate.removesuffix(UNSCALED_SUFFIX)
     return row.config == parse_config(name).config.model_dump()
 
 
@@ -148,15 +149,15 @@ def _targets(group: Sequence[EvalRow]) -> Iterator[str]:
     if not found.keys() & TARGETS.keys():
         return
     by_config = _by_config(group)
-    yield "| preset | must be | is | | with key scales | | with pages of 64 tokens |"
+    peers = [row for row in group if row.kind != GEAR]
+    yield "| preset | must be | is | | best peer | keys unscaled | with pages of 64 tokens |"
     yield "|---|---|---|---|---|---|---|"
     for name, (bits, kl) in TARGETS.items():
-        row, scaled = found.get(name), found.get(name + KEY_SCALES_SUFFIX)
+        row, unscaled = found.get(name), found.get(name + UNSCALED_SUFFIX)
         small = by_config.get(_key({**(row.config or {}), "chunk": 64})) if row else None
-        with_scales = f"{_point(scaled)} | {_verdict(scaled, bits, kl) if scaled else '–'}"
         yield (
             f"| {name} | KL ≤ {kl} at ≤ {bits} bits | {_point(row)} | {_verdict(row, bits, kl)} "
-            f"| {with_scales} | {_point(small)} |"
+            f"| {_best_peer(row, peers) if row else '–'} | {_point(unscaled)} | {_point(small)} |"
         )
     yield ""
 
@@ -167,11 +168,11 @@ def _verdict(row: EvalRow | None, bits: float, kl: float) -> str:
 
 
 def _by_config(group: Sequence[EvalRow]) -> dict[tuple[tuple[str, int], ...], EvalRow]:
-    """Rows of configs that all layers share, without key scales."""
+    """Rows of configs that all layers share, but for those whose keys could have been scaled."""
     return {
         _key(row.config): row
         for row in group
-        if row.config and not row.layer_configs and not row.candidate.endswith(KEY_SCALES_SUFFIX)
+        if row.config and not row.layer_configs and not row.candidate.endswith(UNSCALED_SUFFIX)
     }
 
 
@@ -296,9 +297,12 @@ def _pictures() -> Iterator[str]:
 
 
 def draw() -> None:
-    """Draw the pictures."""
-    shown = {*OURS, *(row.candidate for row in rows() if row.kind != GEAR)}
-    lines = [row for row in rows() if row.candidate in shown]
+    """Draw the pictures; of peers those with the largest buffer, which are at their best."""
+    lines = [
+        row
+        for row in rows()
+        if (row.candidate in OURS if row.kind == GEAR else row.buffer == max(BUFFERS))
+    ]
     layers = _recorded(LayerRow)
     if lines or layers:
         plot.draw(lines, layers, PICTURES)

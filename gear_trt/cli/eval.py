@@ -50,9 +50,9 @@ Config = Annotated[
 ScaleKeys = Annotated[
     bool,
     typer.Option(
-        "--scale-keys",
-        help="Scale the channels of keys, so that their codes lose less; measured on the model. An "
-        "engine folder has its own, or none.",
+        "--scale-keys/--no-scale-keys",
+        help="Scale the channels of keys, as gear-export does. An engine folder has its own, or "
+        "none.",
     ),
 ]
 Peers = Annotated[
@@ -77,7 +77,7 @@ def text(
     model: Model,
     text: Text,
     config: Config = None,
-    scale_keys: ScaleKeys = False,
+    scale_keys: ScaleKeys = True,
     peers: Peers = "",
     sequences: Sequences = 4,
     context: Context = 1024,
@@ -127,7 +127,7 @@ def layers(
     model: Network,
     text: Text,
     config: Config = None,
-    scale_keys: ScaleKeys = False,
+    scale_keys: ScaleKeys = True,
     peers: Peers = "",
     context: Context = 1024,
     threads: Threads = 1,
@@ -174,7 +174,7 @@ def greedy(
     model: Model,
     text: Text,
     config: Config = None,
-    scale_keys: ScaleKeys = False,
+    scale_keys: ScaleKeys = True,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts, all from the text.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after each.")] = 128,
@@ -230,7 +230,7 @@ def greedy(
 def passkey(
     model: Model,
     config: Config = None,
-    scale_keys: ScaleKeys = False,
+    scale_keys: ScaleKeys = True,
     context: Annotated[
         str, typer.Option(help="Tokens of the prompts, with commas between; k is 1024.")
     ] = "1k,2k",
@@ -277,7 +277,7 @@ def questions(
         Path, typer.Option(help="Text file with worked examples, put before each question.")
     ],
     config: Config = None,
-    scale_keys: ScaleKeys = False,
+    scale_keys: ScaleKeys = True,
     count: Annotated[int, typer.Option(min=1, help="Questions to ask: the first ones.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
     threads: Threads = 1,
@@ -318,7 +318,7 @@ def harness(
         str, typer.Argument(help="Names of tasks, with commas between.", show_default=False)
     ],
     config: Config = None,
-    scale_keys: ScaleKeys = False,
+    scale_keys: ScaleKeys = True,
     include: Annotated[
         Path | None, typer.Option(help="Folder with tasks of your own, as YAML.")
     ] = None,

@@ -13,8 +13,8 @@ from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.torch.cache import ATTENTION_NAME, GearCache
 
 GEAR = "gear"
-KEY_SCALES_SUFFIX = " + key scales"
-"""What the name of a cache of ours ends with whose key channels are scaled."""
+UNSCALED_SUFFIX = ", keys unscaled"
+"""What the name of a cache of ours ends with whose key channels could be scaled and are not."""
 EXACT_BITS = 32.0
 DENSE_ATTENTION = "sdpa"
 CAPPED_ATTENTION = "eager"
@@ -80,10 +80,10 @@ def gear(
     """Return our cache: pages in memory, read by our kernels.
 
     Args:
-        name: Name of the candidate; with scales it gets a suffix.
+        name: Name of the candidate; it gets a suffix without scales that would change something.
         compression: How every layer is compressed.
         config: Of the model: its layers and head_dim decide the bits.
-        key_scales: As in `GearCache`.
+        key_scales: As in `GearCache`; None where they are not scaled.
 
     Raises:
         GearError: `BAD_CONFIG` where a layer is named that the model does not have.
@@ -92,8 +92,9 @@ def gear(
     text = config.get_text_config(decoder=True)
     layers = compression.of_layers(text.num_hidden_layers)
     bits = [bits_per_element(layer, head_dim(config)) for layer in layers]
+    lacks_scales = key_scales is None and any(layer.scales_keys for layer in layers)
     return Candidate(
-        name=name if key_scales is None else name + KEY_SCALES_SUFFIX,
+        name=name + UNSCALED_SUFFIX if lacks_scales else name,
         kind=GEAR,
         cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),

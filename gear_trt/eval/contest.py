@@ -62,7 +62,7 @@ def open_engine(
     Args:
         folder: The engine folder.
         configs: Must be empty.
-        scale_keys: Must be false.
+        scale_keys: Must be true: the engine has its scales, or none.
         capacity: Tokens that a sequence can hold; None means the model's longest context.
         threads: CPU threads.
 
@@ -75,11 +75,11 @@ def open_engine(
             f"{folder} is an engine folder, which has one cache: {configs[0]} cannot be added",
             hint="pass the GGUF file or Hugging Face folder to compare caches",
         )
-    if scale_keys:
+    if not scale_keys:
         raise GearError(
             ErrorCode.BAD_REQUEST,
-            f"{folder} is an engine folder, which has or has not its key scales already",
-            hint="export with `gear-export --scale-keys`, or pass the GGUF file or Hugging Face "
+            f"{folder} is an engine folder, whose graph has its key scales or has none",
+            hint="export with `gear-export --no-scale-keys`, or pass the GGUF file or Hugging Face "
             "folder",
         )
     subject = EngineSubject(folder, capacity=capacity, threads=threads)
@@ -112,7 +112,7 @@ def open_network(path: Path, *, configs: Sequence[str], scale_keys: bool, thread
 
 
 def with_peers(contest: Contest, names: Sequence[str], calibration_BT: NDArray[Any]) -> Contest:
-    """Return a contest with peers after its caches.
+    """Return a contest with peers after its caches; they have the largest of their buffers.
 
     Args:
         contest: Of a transformers model.
@@ -125,7 +125,8 @@ def with_peers(contest: Contest, names: Sequence[str], calibration_BT: NDArray[A
     if not names:
         return contest
     subject = network_of(contest)
-    setting = Setting(subject.model, torch.from_numpy(calibration_BT))
+    buffer = max(cache.buffer for cache in contest.caches)
+    setting = Setting(subject.model, torch.from_numpy(calibration_BT), buffer)
     peers: list[Candidate] = [make_peer(name, setting) for name in names]
     return Contest(subject, contest.tokenizer, [*contest.caches, *peers])
 

@@ -2,8 +2,9 @@
 
 Where we have no code of a peer that runs here, its format is simulated: the cache holds the values
 that the format gives back, and the bits are those of the format. KIVI is a config of our own
-engine. The caches of transformers are the real ones. All keep the newest chunk in full precision,
-as our residual buffer does, even those that would not: what differs is the format alone.
+engine. The caches of transformers are the real ones. All keep as many of the
+newest tokens in full precision as our residual buffer does, even those that would not: what differs
+is the format alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from gear_trt.eval.candidate import Candidate, Decoder, exact, gear, head_dim
 from gear_trt.eval.formats import Format
 from gear_trt.spec import CompressionConfig, ModelConfig
 
-CHUNK = 64
-"""Newest tokens that every peer keeps in full precision, at most."""
+BUFFER = 64
+"""Newest tokens that peers keep in full precision, at most, where nothing else is asked for."""
 FP16_BITS = 16
 
 
@@ -36,10 +37,12 @@ class Setting:
     Attributes:
         model: The model.
         calibration_BT: [B, T] token ids, not those that are judged, for formats with fixed scales.
+        buffer: Newest tokens that they keep in full precision, at most.
     """
 
     model: Any
     calibration_BT: Tensor
+    buffer: int = BUFFER
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -62,11 +65,13 @@ class SimulatedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # transform
     Args:
         keys: Format of the keys.
         values: Format of the values.
+        chunk: Tokens of a chunk.
     """
 
-    def __init__(self, keys: Format, values: Format) -> None:
+    def __init__(self, keys: Format, values: Format, chunk: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._formats = (keys, values)
+        self._chunk = chunk
         self._held = 0
 
     def update(
@@ -74,7 +79,7 @@ class SimulatedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # transform
     ) -> tuple[Tensor, Tensor]:
         """Append [B, H, S, D] and return the past as the format holds it and the new ones exact."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        full = keys.shape[-2] // CHUNK * CHUNK
+        full = keys.shape[-2] // self._chunk * self._chunk
         if full > self._held:
             self.keys, self.values = (
                 _through(x, self._held, full, format_)
@@ -91,6 +96,8 @@ class SimulatedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # transform
 
 def simulated(
     name: str,
+    setting: Setting,
+    *,
     kind: str,
     cache: str,
     bits: float,
@@ -100,6 +107,7 @@ def simulated(
 
     Args:
         name: Name of the candidate.
+        setting: What it is made for.
         kind: Whose format it is.
         cache: The format, for people.
         bits: Bits per element, scales included.
@@ -114,18 +122,22 @@ def simulated(
                 f"{name} is simulated for layers that see all tokens, and this model has others",
                 hint="leave the peer out with --peers",
             )
-        return Cache(layers=[SimulatedLayer(*layers(index)) for index in range(len(kinds))])
+        chunk = setting.buffer
+        return Cache(layers=[SimulatedLayer(*layers(index), chunk) for index in range(len(kinds))])
 
-    return Candidate(name, kind, cache, bits, CHUNK, is_simulated=True, make=make)
+    return Candidate(name, kind, cache, bits, setting.buffer, is_simulated=True, make=make)
 
 
-def kivi_config(key_bits: int, value_bits: int, group_size: int) -> CompressionConfig:
+def kivi_config(
+    key_bits: int, value_bits: int, group_size: int, chunk: int = BUFFER
+) -> CompressionConfig:
     """Return KIVI's format as a config: GEAR's backbone at 2 bits, without the corrections."""
     return CompressionConfig.preset(
         "paper-2bit",
         key_bits=key_bits,
         value_bits=value_bits,
         group_size=group_size,
+        chunk=chunk,
         rank=0,
         outliers=0,
     )
@@ -133,7 +145,7 @@ def kivi_config(key_bits: int, value_bits: int, group_size: int) -> CompressionC
 
 def _kivi(name: str, setting: Setting, *, shape: tuple[int, int, int]) -> Candidate:
     cache = f"K per channel, V per token, groups of {shape[2]}; by our kernels"
-    ours = gear(name, ModelConfig(kivi_config(*shape)), setting.config)
+    ours = gear(name, ModelConfig(kivi_config(*shape, chunk=setting.buffer)), setting.config)
     return replace(ours, kind="kivi", cache=cache)
 
 
@@ -142,12 +154,25 @@ def _per_token(name: str, setting: Setting, *, bits: int, group: int) -> Candida
     format_ = partial(formats.per_token, bits=bits, group=group)
     metadata = 2 * FP16_BITS / shared
     cache = f"K and V per token, groups of {shared}"
-    return simulated(name, "per-token", cache, bits + metadata, lambda _: (format_, format_))
+    return simulated(
+        name,
+        setting,
+        kind="per-token",
+        cache=cache,
+        bits=bits + metadata,
+        layers=lambda _: (format_, format_),
+    )
 
 
 def _fp8(name: str, setting: Setting) -> Candidate:
-    del setting
-    return simulated(name, "fp8", "E4M3, scale 1", 8, lambda _: (formats.fp8, formats.fp8))
+    return simulated(
+        name,
+        setting,
+        kind="fp8",
+        cache="E4M3, scale 1",
+        bits=8,
+        layers=lambda _: (formats.fp8, formats.fp8),
+    )
 
 
 def _static(name: str, setting: Setting, *, kind: str, bits: int, per_channel: bool) -> Candidate:
@@ -163,19 +188,23 @@ def _static(name: str, setting: Setting, *, kind: str, bits: int, per_channel: b
         )
         return keys, values
 
-    return simulated(name, kind, f"symmetric, one fixed scale per {scope}", bits, of_layer)
+    cache = f"symmetric, one fixed scale per {scope}"
+    return simulated(name, setting, kind=kind, cache=cache, bits=bits, layers=of_layer)
 
 
 def _llama_cpp(name: str, setting: Setting, *, format_: Format, bits: int) -> Candidate:
-    del setting
-    total = bits + FP16_BITS / formats.BLOCK
-    cache = f"blocks of {formats.BLOCK} channels"
-    return simulated(name, "llama.cpp", cache, total, lambda _: (format_, format_))
+    return simulated(
+        name,
+        setting,
+        kind="llama.cpp",
+        cache=f"blocks of {formats.BLOCK} channels",
+        bits=bits + FP16_BITS / formats.BLOCK,
+        layers=lambda _: (format_, format_),
+    )
 
 
 def _transformers(name: str, setting: Setting, *, backend: str, bits: int) -> Candidate:
     """The real `QuantizedCache`: whenever its buffer is full, it quantizes all that it holds."""
-    del setting
     require(PACKAGES[name])
     group = 64
     axis = {"hqq": 1, "quanto": 0}[backend]  # as transformers' guide has them
@@ -184,7 +213,7 @@ def _transformers(name: str, setting: Setting, *, backend: str, bits: int) -> Ca
         "transformers",
         f"QuantizedCache, backend {backend}, groups of {group}",
         bits + 2 * FP16_BITS / group,
-        CHUNK,
+        setting.buffer,
         make=lambda config: QuantizedCache(
             backend,
             config,
@@ -192,7 +221,7 @@ def _transformers(name: str, setting: Setting, *, backend: str, bits: int) -> Ca
             axis_key=axis,
             axis_value=axis,
             q_group_size=group,
-            residual_length=CHUNK,
+            residual_length=setting.buffer,
         ),
     )
 

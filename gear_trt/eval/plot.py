@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gear_trt.bench.plot import COLORS, save
-from gear_trt.eval.candidate import GEAR, KEY_SCALES_SUFFIX
+from gear_trt.eval.candidate import GEAR, UNSCALED_SUFFIX
 from gear_trt.eval.layers import LayerRow
 from gear_trt.eval.records import EvalRow, newest
 
@@ -73,6 +74,7 @@ def _against_bytes(
     figure, axes = _figure(len(panels))
     series = list(dict.fromkeys(map(_series, rows)))
     for panel, axis in zip(panels, axes, strict=True):
+        usual = Counter(row.buffer for row in panel).most_common(1)[0][0]
         for index, name in enumerate(series):
             shown = sorted(
                 (row for row in panel if _series(row) == name), key=lambda row: row.bytes_per_token
@@ -90,8 +92,8 @@ def _against_bytes(
                 elinewidth=0.8,
             )
             for row in shown:
-                has_more = row.buffer > min(other.buffer for other in panel)
-                point = f"{row.candidate} (buffer {row.buffer})" if has_more else row.candidate
+                is_special = row.buffer != usual
+                point = f"{row.candidate} (buffer {row.buffer})" if is_special else row.candidate
                 _name(axis, point, row.bytes_per_token, value(row))
         axis.set(xscale="log", yscale="log")
         axis.set_title(f"{panel[0].model}, {panel[0].text}, {panel[0].tokens} tokens", fontsize=10)
@@ -108,8 +110,8 @@ def _against_bytes(
 def _series(row: EvalRow) -> str:
     if row.kind != GEAR:
         return row.kind
-    is_scaled = row.candidate.endswith(KEY_SCALES_SUFFIX)
-    return f"gear (ours){KEY_SCALES_SUFFIX if is_scaled else ''}"
+    is_unscaled = row.candidate.endswith(UNSCALED_SUFFIX)
+    return f"gear (ours){UNSCALED_SUFFIX if is_unscaled else ''}"
 
 
 def _by_layer(rows: Sequence[LayerRow]) -> Figure | None:

@@ -88,7 +88,7 @@ class EvalRow(BaseModel):
     @property
     def place(self) -> tuple[object, ...]:
         """What makes a row the successor of another one."""
-        return (self.model, self.text, self.candidate)
+        return (self.model, self.text, self.candidate, self.buffer)
 
 
 def make_row(

@@ -40,13 +40,13 @@ def test_a_frontier_line_names_the_best_peer_that_is_no_larger():
     assert "b: 0.00300 at 4.56" in lines[3], "larger ones and other buffers do not count"
 
 
-def test_scaled_rows_are_ours_and_current():
+def test_unscaled_rows_are_ours_and_current():
     config = CompressionConfig.preset("k3v2").model_dump()
-    scaled = row("k3v2 + key scales", 0.01, 3.06, config=config)
-    assert quality_report._is_current(scaled)
-    assert not quality_report._is_current(scaled.model_copy(update={"candidate": "k4v4"}))
-    lines = list(quality_report._quality([scaled, row("k3v2", 0.02, 3.06, config=config)]))
-    assert [line for line in lines if "**k3v2 + key scales**" in line]
+    unscaled = row("k3v2, keys unscaled", 0.02, 3.06, config=config)
+    assert quality_report._is_current(unscaled)
+    assert not quality_report._is_current(unscaled.model_copy(update={"candidate": "k4v4"}))
+    lines = list(quality_report._quality([unscaled, row("k3v2", 0.01, 3.06, config=config)]))
+    assert [line for line in lines if "**k3v2, keys unscaled**" in line]
     assert not [line for line in lines if "codes + low rank" in line], "no row of parts"
 
 
@@ -55,17 +55,18 @@ def test_targets():
     rows = [
         row("near-lossless", 0.001, 4.5, config=large),
         row("k4v4", 0.002, 4.56, config=pages_of_64),
-        row("k4v4 + key scales", 0.001, 4.56, config=pages_of_64),
+        row("k4v4, keys unscaled", 0.003, 4.56, config=pages_of_64),
+        row("small, keys unscaled", 0.015, 3.04),
         row("small", 0.011, 3.06),
-        row("small + key scales", 0.005, 3.04),
+        row("a", 0.09, 3.0, "kivi"),
     ]
     lines = "\n".join(quality_report._targets(rows))
     assert (
         "| near-lossless | KL ≤ 0.0015 at ≤ 4.55 bits | KL 0.00100 at 4.50 | met "
-        "| not measured | – | KL 0.002" in lines
+        "| a: 0.09000 at 3.00 | not measured | KL 0.002" in lines
     )
-    assert "KL 0.01100 at 3.06 | **missed** | KL 0.00500 at 3.04 | met | not" in lines
-    assert "| tiny | KL ≤ 0.055 at ≤ 2.8 bits | not measured | **missed** | not m" in lines
+    assert "KL 0.01100 at 3.06 | **missed** | a: 0.09000 at 3.00 | KL 0.01500 at 3.04" in lines
+    assert "| tiny | KL ≤ 0.055 at ≤ 2.8 bits | not measured | **missed** | – | not m" in lines
     assert list(quality_report._targets([row("k4v4", 0.1, 4)])) == []
 
 

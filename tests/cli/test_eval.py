@@ -82,12 +82,20 @@ def test_text_with_key_scales(checkpoint, prose):
     configs = ("--config", "k2v2", "--config", "k2v2+rank=2")
     plain, scaled = (
         report("text", checkpoint, prose, *TINY, *configs, *options)["rows"]
-        for options in ((), ("--scale-keys",))
+        for options in (("--no-scale-keys",), ())
     )
-    assert [row["candidate"] for row in scaled] == ["k2v2 + key scales", "k2v2+rank=2 + key scales"]
+    names = ["k2v2", "k2v2+rank=2"]
+    assert [row["candidate"] for row in scaled] == names
+    assert [row["candidate"] for row in plain] == [f"{name}, keys unscaled" for name in names]
     for one, other in zip(plain, scaled, strict=True):
         assert one["kl"] != other["kl"]
         assert one["bits_per_element"] == other["bits_per_element"]
+
+
+def test_peers_have_the_largest_buffer_of_ours(checkpoint, prose):
+    configs = ("--config", "k4v4", "--config", "near-lossless", "--peers", "llama-q8_0")
+    rows = report("text", checkpoint, prose, *TINY, "--context", 200, *configs)["rows"]
+    assert [row["buffer"] for row in rows] == [64, 128, 128]
 
 
 def test_text_with_a_config_file(checkpoint, prose, tmp_path):
@@ -112,10 +120,11 @@ def test_layers(checkpoint, prose, tmp_path):
     rows = tmp_path / "rows.jsonl"
     found = report(
         "layers", checkpoint, prose, "--context", 150, "--config", "k4v4", "--peers", "llama-q8_0",
-        "--out", rows, "--scale-keys",
+        "--out", rows, "--no-scale-keys",
     )["rows"]  # fmt: skip
     assert [(row["candidate"], row["layer"]) for row in found] == [
-        ("k4v4 + key scales", 0), ("k4v4 + key scales", 1), ("llama-q8_0", 0), ("llama-q8_0", 1),
+        ("k4v4, keys unscaled", 0), ("k4v4, keys unscaled", 1),
+        ("llama-q8_0", 0), ("llama-q8_0", 1),
     ]  # fmt: skip
     assert all(0 < row["output_error"] < 0.1 for row in found)
     assert evaluate("plot", rows, "-o", tmp_path).stdout.strip().endswith("layers.svg")
@@ -160,7 +169,7 @@ def test_questions(checkpoint, tmp_path):
         (("text", "{checkpoint}", "{prose}", "--config", "none.toml"), "E201"),
         (("text", "{checkpoint}", "{prose}", "--peers", "kivi-9"), "E503"),
         (("text", "{engine}", "{prose}", "--config", "k4v4"), "E503"),
-        (("text", "{engine}", "{prose}", "--scale-keys"), "E503"),
+        (("text", "{engine}", "{prose}", "--no-scale-keys"), "E503"),
         (("text", "{engine}", "{prose}", "--context", "100", "--peers", "fp8-e4m3"), "E503"),
         (("layers", "{engine}", "{prose}"), "E302"),
         (("passkey", "{checkpoint}", "--depth", "2"), "E503"),

@@ -29,12 +29,12 @@ def test_configs_of_one_group_size_share_a_measurement(monkeypatch):
     assert measured == [of("k4v4"), of("tiny"), of("paper-4bit")]
 
 
-def test_a_scaled_candidate_says_so_and_decodes_with_its_scales():
+def test_an_unscaled_candidate_says_so_and_a_scaled_one_decodes_with_its_scales():
     tiny = subject()
     scales = KeyScales(tiny.model).of(of("k2v2"))
     plain = candidate.gear("k2v2", of("k2v2"), tiny.model.config)
     scaled = candidate.gear("k2v2", of("k2v2"), tiny.model.config, scales)
-    assert scaled.name == plain.name + candidate.KEY_SCALES_SUFFIX
+    assert plain.name == scaled.name + candidate.UNSCALED_SUFFIX
     assert scaled.bits_per_element == plain.bits_per_element
     ids = tokens(1, 200)
     logits = []

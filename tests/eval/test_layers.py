@@ -8,7 +8,7 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval import candidate, formats
 from gear_trt.eval.candidate import Decoder, exact
 from gear_trt.eval.layers import layer_errors, record
-from gear_trt.eval.peers import CHUNK, Setting, make_peer
+from gear_trt.eval.peers import BUFFER, Setting, make_peer
 from gear_trt.reference.page import compress_page, decompress_page
 from gear_trt.spec import CompressionConfig, ModelConfig
 from tests.eval.models import subject
@@ -59,8 +59,8 @@ def test_errors_of_pages_are_those_of_the_reference(tiny, attended):
         values = seen.value_BHTD[0].half().float().numpy()
         held = keys.copy(), values.copy()
         for head in range(2):
-            for start in range(config.sinks, 150 - CHUNK + 1, CHUNK):
-                part = (head, slice(start, start + CHUNK))
+            for start in range(config.sinks, 150 - BUFFER + 1, BUFFER):
+                part = (head, slice(start, start + BUFFER))
                 page = compress_page(keys[part], values[part], config)
                 held[0][part], held[1][part] = decompress_page(page, config, 32)
         want = [
@@ -75,7 +75,7 @@ def test_errors_of_a_simulated_peer_are_those_of_its_format(tiny, attended):
     peer = make_peer("llama-q4_0", Setting(tiny.model, tokens(1, 8)))
     for row, seen in zip(errors(tiny, attended, peer), attended, strict=True):
         held = seen.value_BHTD.clone()
-        held[:, :, : 2 * CHUNK] = formats.q4_0(held[:, :, : 2 * CHUNK])
+        held[:, :, : 2 * BUFFER] = formats.q4_0(held[:, :, : 2 * BUFFER])
         want = (held - seen.value_BHTD).square().sum() / seen.value_BHTD.square().sum()
         assert row.value_error == pytest.approx(float(want), rel=1e-4)
 

@@ -1,5 +1,7 @@
 """Peers as caches: what they hold, when they compress it, and what they say it costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -9,7 +11,7 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval import formats, peers
 from gear_trt.eval.candidate import Decoder, exact
 from gear_trt.eval.peers import (
-    CHUNK,
+    BUFFER,
     PACKAGES,
     PEERS,
     Setting,
@@ -42,7 +44,7 @@ def test_every_peer_decodes(setting, name):
         pytest.skip(f"{PACKAGES[name]} is not installed")
     peer = make_peer(name, setting)
     decoder = Decoder(setting.model, peer)
-    ids = tokens(2, CHUNK + 40)
+    ids = tokens(2, BUFFER + 40)
     got = torch.cat([logits for _, logits in feed(decoder, ids, width=8)], dim=1)
     want = Decoder(setting.model, exact()).step(ids)
     change = (got - want).norm() / want.norm()
@@ -52,17 +54,32 @@ def test_every_peer_decodes(setting, name):
 
 
 def test_full_chunks_are_held_as_the_format_gives_them_and_the_newest_tokens_exact():
-    layer = SimulatedLayer(formats.q4_0, formats.q8_0)
+    layer = SimulatedLayer(formats.q4_0, formats.q8_0, BUFFER)
     x = torch.randn(2, 3, 150, 64, generator=torch.Generator().manual_seed(0))
     for start in range(0, 150, 50):
         part = x[:, :, start : start + 50]
         keys, _ = layer.update(part, part)
         assert torch.equal(keys[:, :, start:], part), "new tokens are exact within their call"
     keys, values = layer.update(x[:, :, :1], x[:, :, :1])
-    full = 2 * CHUNK
+    full = 2 * BUFFER
     assert torch.equal(keys[:, :, :full], formats.q4_0(x[:, :, :full]))
     assert torch.equal(values[:, :, :full], formats.q8_0(x[:, :, :full]))
     assert torch.equal(keys[:, :, full:150], x[:, :, full:])
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_keeps_the_newest_tokens_that_it_is_asked_to(setting, name):
+    if name not in available_peers():
+        pytest.skip(f"{PACKAGES[name]} is not installed")
+    wide = make_peer(name, replace(setting, buffer=2 * BUFFER))
+    assert (make_peer(name, setting).buffer, wide.buffer) == (BUFFER, 2 * BUFFER)
+    ids = tokens(1, 2 * BUFFER)
+    past, newest = ids[:, :-1], ids[:, -1:]
+    decoders = [Decoder(setting.model, peer) for peer in (wide, exact())]
+    for decoder in decoders:
+        decoder.step(past)
+    got, want = (decoder.step(newest) for decoder in decoders)
+    torch.testing.assert_close(got, want, atol=2e-2, rtol=0)  # ours holds its buffer in FP16
 
 
 def test_fixed_scales_come_from_the_calibration_text(setting):
