@@ -4,7 +4,7 @@
 
 The model is tuned on text that it writes itself, once for all sizes; then it is judged on another
 one beside the uniform configs, all of them with key scales. Rows are appended to
-`results/tune.jsonl` one by one.
+`results/tune.jsonl` at the end, so that none of them comes from a changed checkout.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ def main() -> None:
             for label, compression in pair.items()
         ]
     names = {"model_name": checkpoint.name, "text_name": arguments.text.name}
+    rows = []
     for row in judge(model, candidates, text_BT, _say, **names):
-        append_rows("tune", [row.model_dump()])
+        rows.append(row.model_dump())
         console.print(f"{row.candidate}: {row.bits_per_element:.3f} bits, KL {row.kl:.5f}")
+    append_rows("tune", rows)
 
 
 def _say(stage: str, detail: str, done: float) -> None:
