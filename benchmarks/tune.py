@@ -21,6 +21,7 @@ from gear_trt.eval.candidate import Candidate, gear, head_dim
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.judge import judge
 from gear_trt.eval.key_scales import KeyScales
+from gear_trt.eval.subject import NetworkSubject
 from gear_trt.eval.text import read_sequences
 from gear_trt.spec import DEFAULT_PRESET, CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.tune.text import write_tokens
@@ -61,9 +62,9 @@ def main() -> None:
             gear(label, compression, model.config, scales.of(compression))
             for label, compression in pair.items()
         ]
-    names = {"model_name": checkpoint.name, "text_name": arguments.text.name}
+    subject = NetworkSubject(checkpoint.name, model)
     rows = []
-    for row in judge(model, candidates, text_BT, _say, **names):
+    for row in judge(subject, candidates, text_BT, _say, text_name=arguments.text.name):
         rows.append(row.model_dump())
         console.print(f"{row.candidate}: {row.bits_per_element:.3f} bits, KL {row.kl:.5f}")
     append_rows("tune", rows)
