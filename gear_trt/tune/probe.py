@@ -36,7 +36,7 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: Which layer of the model it is.
         sliding_window: As in `GearLayer`.
         configs: Of every option, by what tells it from others.
-        scales: Of keys, by option.
+        scales: Of keys.
         report: Told when the layer is done.
     """
 

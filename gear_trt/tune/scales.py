@@ -16,8 +16,8 @@ class LayerScales:
 
     Args:
         model: In eval mode.
-        configs: Those that layers may get, with the same sinks; keys in other group sizes are not
-            scaled, so none are where there is no config.
+        configs: Those that layers may get, all with the same sinks. Keys in groups of another size
+            are not scaled: without any config, none are.
 
     Raises:
         GearError: Those of `measure_key_scales`.

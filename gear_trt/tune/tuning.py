@@ -51,7 +51,7 @@ class Tuning:
         expected_kl: Sum of what each layer was expected to cost.
         kl: Measured KL divergence, of all layers together, on the text that was tuned on.
         tokens: Scored tokens of that text.
-        has_key_scales: Whether channels of keys were scaled.
+        has_key_scales: Whether channels of keys were scaled, of one layer at least.
     """
 
     layers: tuple[CompressionConfig, ...]
