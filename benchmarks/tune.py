@@ -3,7 +3,8 @@
     python -m benchmarks.tune MODEL --text FILE [--against k3v2 k4v4] [--tokens 512]
 
 The model is tuned on text that it writes itself, once for all sizes; then it is judged on another
-one beside the uniform configs. Rows are appended to `results/tune.jsonl` one by one.
+one beside the uniform configs, all of them with key scales. Rows are appended to
+`results/tune.jsonl` at the end, so that none of them comes from a changed checkout.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from gear_trt.bench.grid import parse_config
 from gear_trt.eval.candidate import Candidate, gear, head_dim
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.judge import judge
+from gear_trt.eval.key_scales import KeyScales
+from gear_trt.eval.subject import NetworkSubject
 from gear_trt.eval.text import read_sequences
 from gear_trt.spec import DEFAULT_PRESET, CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.tune.text import write_tokens
 from gear_trt.tune.tuning import Tuner
 
-AGAINST = ("k3v2", "k4v4", "k2v2", "k4v4+value_bits=3")
+AGAINST = ("k4v4", "k4v4+value_bits=3", "k3v2", "k3v2+group_size=64", "k2v2")
 console = Console(stderr=True)
 
 
@@ -48,19 +51,23 @@ def main() -> None:
         context=arguments.context,
     )
     base = CompressionConfig.preset(DEFAULT_PRESET)
-    tuner = Tuner(model, write_tokens(model, arguments.tokens), base, _say)
+    tuner = Tuner(model, write_tokens(model, arguments.tokens), base, _say, scale_keys=True)
+    scales = KeyScales(model)
     candidates: list[Candidate] = []
     for name in arguments.against:
         uniform = parse_config(name).config
         tuned = tuner.within_bits(bits_per_element(uniform, head_dim(model.config)))
+        pair = {name: ModelConfig(uniform), f"tuned to the size of {name}": tuned.config}
         candidates += [
-            gear(name, ModelConfig(uniform), model.config),
-            gear(f"tuned to the size of {name}", tuned.config, model.config),
+            gear(label, compression, model.config, scales.of(compression))
+            for label, compression in pair.items()
         ]
-    names = {"model_name": checkpoint.name, "text_name": arguments.text.name}
-    for row in judge(model, candidates, text_BT, _say, **names):
-        append_rows("tune", [row.model_dump()])
+    subject = NetworkSubject(checkpoint.name, model)
+    rows = []
+    for row in judge(subject, candidates, text_BT, _say, text_name=arguments.text.name):
+        rows.append(row.model_dump())
         console.print(f"{row.candidate}: {row.bits_per_element:.3f} bits, KL {row.kl:.5f}")
+    append_rows("tune", rows)
 
 
 def _say(stage: str, detail: str, done: float) -> None:

@@ -64,6 +64,13 @@ def tune(
         str,
         typer.Option(help=f"Named config whose other fields stay: {', '.join(PRESETS)}."),
     ] = DEFAULT_PRESET,
+    scale_keys: Annotated[
+        bool,
+        typer.Option(
+            "--scale-keys/--no-scale-keys",
+            help="Tune for an engine whose key channels are scaled, as gear-export does it.",
+        ),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the TOML file.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[
@@ -98,12 +105,14 @@ def tune(
             if ids is None:
                 progress("writing", "the text to measure on", 0.0)
                 ids = write_tokens(network, tokens)
-            tuner = Tuner(network, ids, base, progress)
+            tuner = Tuner(network, ids, base, progress, scale_keys=scale_keys)
             tuning = _reach(tuner, target_bits, target_kl)
         source = text.name if text else "text that it wrote"
+        scaling = "with" if tuning.has_key_scales else "without"
         note = (
             f"gear tune {checkpoint.name}: {tuning.bits_per_element:.3f} bits per element,\n"
-            f"KL divergence {tuning.kl.mean:.5f} on {tuning.tokens} tokens of {source}"
+            f"KL divergence {tuning.kl.mean:.5f} on {tuning.tokens} tokens of {source},\n"
+            f"{scaling} key scales"
         )
         output.write_text(config_text(tuning.config, note), encoding="utf-8")
         if json:
@@ -141,6 +150,7 @@ def _fields(tuning: Tuning) -> dict[str, object]:
         "kl_error": tuning.kl.error,
         "expected_kl": tuning.expected_kl,
         "tokens": tuning.tokens,
+        "has_key_scales": tuning.has_key_scales,
         "layers": [config.model_dump() for config in tuning.layers],
     }
 
@@ -155,10 +165,12 @@ def _print(tuning: Tuning, output: Path) -> None:
         f"{tuning.kl.mean:.5f} ± {tuning.kl.error:.5f} on {tuning.tokens:,} tokens "
         f"(sum of the layers alone: {tuning.expected_kl:.5f})",
     )
+    table.add_row("key scales", "yes" if tuning.has_key_scales else "no")
     for config, layers in _layers_by_config(tuning.layers):
         table.add_row(f"layers {layer_ranges(layers)}", _described(config))
     _ui.print_table(table)
-    typer.echo(f"next: gear-export MODEL -o out/ --config {shlex.quote(str(output))}")
+    unscaled = "" if tuning.has_key_scales else " --no-scale-keys"
+    typer.echo(f"next: gear-export MODEL -o out/ --config {shlex.quote(str(output))}{unscaled}")
 
 
 def _layers_by_config(

@@ -1,7 +1,7 @@
 """How far every option moves the output of every layer's attention, in one pass over a text.
 
 Each layer sees the keys, values and queries of the uncompressed model. What it attends to then goes
-through our own pages, by the kernels that decode them, once per option.
+through our own pages, scaled as in an engine, by the kernels that decode them, once per option.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gear_trt.torch.cache import ATTENTION_NAME, layer_windows
 from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens
 from gear_trt.tune.options import SideOption
+from gear_trt.tune.scales import LayerScales
 
 Key = TypeVar("Key", bound=Hashable)
 Report = Callable[[str, float], None]
@@ -35,6 +36,7 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: Which layer of the model it is.
         sliding_window: As in `GearLayer`.
         configs: Of every option, by what tells it from others.
+        scales: Of keys.
         report: Told when the layer is done.
     """
 
@@ -43,11 +45,13 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: int,
         sliding_window: int,
         configs: Mapping[Key, CompressionConfig],
+        scales: LayerScales,
         report: Callable[[], None],
     ) -> None:
         super().__init__(index, CompressionConfig.preset("exact"), sliding_window)
         self.errors: dict[Key, float] = {}
         self._configs = configs
+        self._scales = scales
         self._report = report
 
     def attend(
@@ -63,7 +67,8 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         """Attend to a whole text exactly (`GearLayer.attend`); fill in `errors`."""
 
         def replay(config: CompressionConfig) -> Tensor:
-            layer = GearLayer(self.index, config, self.sliding_window)
+            scales_HD = self._scales.of(self.index, config)
+            layer = GearLayer(self.index, config, self.sliding_window, scales_HD)
             layer.lazy_initialization(key_BSHD.transpose(1, 2), value_BSHD.transpose(1, 2))
             outputs = []
             for start in range(0, query_BSND.shape[1], SLICE):
@@ -93,6 +98,7 @@ def probe(
     tokens_BT: Tensor,
     base: CompressionConfig,
     options: Sequence[SideOption],
+    scales: LayerScales,
     report: Report,
 ) -> list[dict[SideOption, float]]:
     """Run a text through a model and return the errors of every option, per layer.
@@ -102,6 +108,7 @@ def probe(
         tokens_BT: [B, T] token ids.
         base: Config whose other fields the options keep.
         options: What to try.
+        scales: Of keys.
         report: Told when a layer is done.
     """
     model.set_attn_implementation(ATTENTION_NAME)
@@ -114,6 +121,8 @@ def probe(
         done += 1
         report(f"layer {done} of {len(windows)}", done / len(windows))
 
-    layers = [ProbeLayer(index, window, configs, tell) for index, window in enumerate(windows)]
+    layers = [
+        ProbeLayer(index, window, configs, scales, tell) for index, window in enumerate(windows)
+    ]
     model.base_model(tokens_BT, past_key_values=Cache(layers=[*layers]))
     return [layer.errors for layer in layers]

@@ -10,6 +10,7 @@ from gear_trt.eval.candidate import Decoder, gear
 from gear_trt.eval.divergence import Yardstick
 from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.tune.options import LayerOption, SideOption, uncompressed
+from gear_trt.tune.scales import LayerScales
 
 Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
@@ -20,7 +21,11 @@ output. The fewest bits whose divergence still grows with the squared error."""
 
 
 def measure(
-    model: PreTrainedModel, yardstick: Yardstick, base: CompressionConfig, report: Report
+    model: PreTrainedModel,
+    yardstick: Yardstick,
+    base: CompressionConfig,
+    scales: LayerScales,
+    report: Report,
 ) -> list[float]:
     """Return the KL divergence of every layer's anchor, compressed alone.
 
@@ -28,13 +33,16 @@ def measure(
         model: Its attention implementation is changed.
         yardstick: The uncompressed cache's outcome of the text.
         base: Config whose other fields the anchors keep.
+        scales: Of keys.
         report: Told when a layer is done.
     """
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     losses = []
     for index in range(count):
         alone = ((range(index, index + 1), ANCHOR.config(base)),)
-        candidate = gear("one layer", ModelConfig(uncompressed(base), alone), model.config)
+        compression = ModelConfig(uncompressed(base), alone)
+        key_scales = scales.of_layers(compression.of_layers(count))
+        candidate = gear("one layer", compression, model.config, key_scales)
         losses.append(yardstick.judge(Decoder(model, candidate)).kl.mean)
         report(f"layer {index + 1} of {count}", (index + 1) / count)
     return losses

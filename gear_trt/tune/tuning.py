@@ -24,6 +24,7 @@ from gear_trt.eval.divergence import Estimate, Yardstick
 from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element, page_layout
 from gear_trt.tune.options import layer_options, side_options
 from gear_trt.tune.probe import probe
+from gear_trt.tune.scales import LayerScales
 from gear_trt.tune.sensitivity import expected_losses, measure
 from gear_trt.tune.solve import Choice, Frontier
 
@@ -50,6 +51,7 @@ class Tuning:
         expected_kl: Sum of what each layer was expected to cost.
         kl: Measured KL divergence, of all layers together, on the text that was tuned on.
         tokens: Scored tokens of that text.
+        has_key_scales: Whether channels of keys were scaled, of one layer at least.
     """
 
     layers: tuple[CompressionConfig, ...]
@@ -57,6 +59,7 @@ class Tuning:
     expected_kl: float
     kl: Estimate
     tokens: int
+    has_key_scales: bool
 
     @property
     def config(self) -> ModelConfig:
@@ -72,6 +75,7 @@ class Tuner:
         tokens_BT: [B, T] token ids to measure on; the last column is only a target.
         base: Config that all layers share but for bits, group size, rank and outliers.
         progress: Told what is done.
+        scale_keys: Scale the channels of keys, wherever their config gains from it.
 
     Raises:
         GearError: `UNSUPPORTED_MODEL` where attention is not plain causal attention.
@@ -83,10 +87,17 @@ class Tuner:
         tokens_BT: NDArray[np.int64],
         base: CompressionConfig,
         progress: Progress,
+        *,
+        scale_keys: bool,
     ) -> None:
         self._model = model
         self._head_dim = head_dim(model.config)
         self._progress = progress
+        options = list(layer_options())
+        self._configs = [option.config(base) for option in options]
+        if scale_keys:
+            progress("key scales", "", 0.0)
+        self._scales = LayerScales(model, self._configs if scale_keys else ())
         progress("uncompressed", "", 0.0)
         self._yardstick = Yardstick(Decoder(model, exact()), tokens_BT)
         errors = probe(
@@ -94,18 +105,18 @@ class Tuner:
             torch.from_numpy(tokens_BT[:, :-1]),
             base,
             side_options(),
+            self._scales,
             lambda what, done: progress("attention", what, _PROBED * done),
         )
         anchors = measure(
             model,
             self._yardstick,
             base,
+            self._scales,
             lambda what, done: progress(
                 "sensitivity", what, _PROBED + (_MEASURED - _PROBED) * done
             ),
         )
-        options = list(layer_options())
-        self._configs = [option.config(base) for option in options]
         costs = [page_layout(config, self._head_dim).page_bytes for config in self._configs]
         self._choices = [
             [Choice(*both) for both in zip(costs, expected_losses(*layer, options), strict=True)]
@@ -162,7 +173,8 @@ class Tuner:
         layers = tuple(self._configs[pick] for pick in picks)
         bits = sum(bits_per_element(config, self._head_dim) for config in layers) / len(layers)
         self._progress("verifying", f"{bits:.3f} bits per element", _MEASURED)
-        candidate = gear("tuned", _grouped(layers), self._model.config)
+        key_scales = self._scales.of_layers(layers)
+        candidate = gear("tuned", _grouped(layers), self._model.config, key_scales)
         scores = self._yardstick.judge(Decoder(self._model, candidate))
         return Tuning(
             layers=layers,
@@ -172,6 +184,7 @@ class Tuner:
             ),
             kl=scores.kl,
             tokens=scores.divergence_BT.size,
+            has_key_scales=any(scales_HD is not None for scales_HD in key_scales),
         )
 
 

@@ -1,6 +1,7 @@
 """`gear tune`: what it writes, prints and refuses."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -50,7 +51,10 @@ def test_the_file_is_what_export_takes(folder, tmp_path):
     bits = sum(bits_per_element(config, 32) for config in layers) / 2
     assert bits == pytest.approx(report["bits_per_element"])
     assert bits <= 3.5
-    assert path.read_text().startswith("# gear tune tiny: 3.")
+    assert report["has_key_scales"]
+    note = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert note[0].startswith("# gear tune tiny: 3.")
+    assert note[-1] == "# with key scales"
     for stage in ("loading", "writing", "attention", "sensitivity", "verifying"):
         assert stage in result.stderr
 
@@ -61,9 +65,22 @@ def test_a_table_shows_which_layers_got_what(folder, tmp_path):
     assert result.exit_code == ExitStatus.OK, result.stderr
     assert "layers 0-1" in result.stdout
     assert "2-bit keys, 2-bit values" in result.stdout
-    assert f"--config {path}" in result.stdout
+    assert re.search("key scales +yes", result.stdout)
+    assert result.stdout.splitlines()[-1].endswith(f"--config {path}")
     config = choose_config(ConfigFile.read(path), fields={}).base
     assert config.sinks == CompressionConfig.preset("k2v2").sinks
+
+
+def test_without_key_scales_the_engine_shall_have_none(folder, tmp_path):
+    path = tmp_path / "tuned.toml"
+    options = ("--target-bits", 3.5, "--tokens", 192, "--no-scale-keys")
+    result = tune(folder, "-o", path, *options)
+    assert result.exit_code == ExitStatus.OK, result.stderr
+    assert re.search("key scales +no", result.stdout)
+    assert result.stdout.splitlines()[-1].endswith(f"--config {path} --no-scale-keys")
+    assert "# without key scales\n" in path.read_text()
+    result = tune(folder, "-o", path, *options, "--force", "--json")
+    assert not json.loads(result.stdout)["has_key_scales"]
 
 
 def test_one_target_is_needed(folder, tmp_path):

@@ -17,10 +17,11 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def make_tuner(progress=lambda *_: None):
-    model = network("llama", num_hidden_layers=3)
+def make_tuner(progress=lambda *_: None, *, model=None, preset="k4v4", scale_keys=True):
+    model = model or network("llama", num_hidden_layers=3)
     ids = tokens(2, CONTEXT + 1).numpy()
-    return Tuner(model, ids, CompressionConfig.preset("k4v4"), progress)
+    base = CompressionConfig.preset(preset)
+    return Tuner(model, ids, base, progress, scale_keys=scale_keys)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval.candidate import Decoder, exact, gear
 from gear_trt.eval.divergence import Yardstick
 from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
+from gear_trt.torch import measure_key_scales
 from gear_trt.tune.options import layer_options, side_options
 from gear_trt.tune.probe import probe
+from gear_trt.tune.scales import LayerScales
 from gear_trt.tune.text import SEQUENCES, write_tokens
 from tests.torch.networks import network, tokens
 from tests.tune.conftest import CONTEXT, make_tuner
@@ -16,10 +18,11 @@ BUDGETS = (2.8, 3.6, 4.7)
 
 
 def judged(config):
-    """KL divergence of a config on the text of the tuner."""
+    """KL divergence of a config with key scales on the text of the tuner."""
     model = network("llama", num_hidden_layers=3)
+    scales = measure_key_scales(model, config)
     yardstick = Yardstick(Decoder(model, exact()), tokens(2, CONTEXT + 1).numpy())
-    return yardstick.judge(Decoder(model, gear("it", config, model.config))).kl.mean
+    return yardstick.judge(Decoder(model, gear("it", config, model.config, scales))).kl.mean
 
 
 @pytest.mark.parametrize("bits", BUDGETS)
@@ -71,6 +74,7 @@ def test_two_runs_choose_alike(tuner):
     other = make_tuner(lambda stage, _, done: stages.append((stage, done)))
     assert other.within_bits(3.6) == tuner.within_bits(3.6)
     assert list(dict.fromkeys(stage for stage, _ in stages)) == [
+        "key scales",
         "uncompressed",
         "attention",
         "sensitivity",
@@ -84,7 +88,8 @@ def test_windows_and_soft_caps_are_probed(family):
     model = network(family)
     base = CompressionConfig.preset("k4v4")
     options = [option for option in side_options() if option.variant == 0]
-    errors = probe(model, tokens(2, 160), base, options, lambda *_: None)
+    scales = LayerScales(model, [base])
+    errors = probe(model, tokens(2, 160), base, options, scales, lambda *_: None)
     assert len(errors) == len(DynamicCache(config=model.config).layers)
     for layer in errors:
         for side in ("key", "value"):
