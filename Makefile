@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE_SOURCES := $(shell find plugins -type f)
 FORMATTED := find plugins samples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | grep -v generated
-# A worker per core, each with whole groups of tests (see tests/conftest.py), in their order.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# A worker per core; tests/conftest.py says which tests stay together and what comes first.
+PARALLEL := --numprocesses logical --maxprocesses 4 --no-loadscope-reorder
 NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl
 
 .PHONY: demo test lint cuda format codegen gpu-check sanitize clean

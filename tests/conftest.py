@@ -1,37 +1,33 @@
 """How tests share a machine: `make test` runs a worker of pytest-xdist on every core."""
 
 import os
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import hypothesis
 import pytest
 
-TESTS = Path(__file__).parent
-LONGEST_FIRST = ("e2e", "export")
-"""Packages that take minutes; what begins last should be short."""
-SHARED = {"gguf", "sources"}
-"""Session fixtures behind which is a minute's work: tests of a package that use them are a group,
-so that one worker does it."""
+LONG = ("e2e", "export")
+"""Packages that take minutes, much of it for fixtures that their modules share: one worker runs all
+of such a package. They begin first, as what begins last should be short."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and torch's threads spin
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order tests, and say which of them one worker has to run."""
-    items.sort(key=_turn)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+def pytest_collection_modifyitems(items):
+    """Put the long packages first."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
-def _turn(item: pytest.Item) -> int:
-    package = item.path.parent.name
-    return LONGEST_FIRST.index(package) if package in LONGEST_FIRST else len(LONGEST_FIRST)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out whole modules, whose fixtures are then made once, or whole packages."""
+    from xdist.scheduler import LoadScopeScheduling
 
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = PurePosixPath(nodeid.partition("::")[0])
+            return str(module.parent if module.parent.name in LONG else module)
 
-def _group(item: pytest.Item) -> str:
-    """A module, whose fixtures are made once, or a package that shares more."""
-    is_shared = not SHARED.isdisjoint(getattr(item, "fixturenames", ()))
-    return str((item.path.parent if is_shared else item.path).relative_to(TESTS))
+    return Scheduler(config, log)
