@@ -23,14 +23,13 @@ NEW_TOKENS = 64
 
 
 @pytest.fixture(scope="session")
-def transformers_greedy(gguf):
+def transformers_greedy(checkpoint):
     """Per prompt: its tokens, and transformers' FP32 greedy tokens and logits."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    model = checkpoint.network
+    model.set_attn_implementation("sdpa")
     answers = []
     for prompt in PROMPTS:
         encoded = tokenizer.apply_chat_template(
