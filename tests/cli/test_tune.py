@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from gear_trt.cli.main import app
@@ -19,14 +18,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny"
     network("llama").save_pretrained(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tune(*arguments):

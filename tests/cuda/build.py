@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 CUDA_BUILD = ROOT / "build" / "cuda"
@@ -23,10 +24,11 @@ def emulated_build() -> Path:
         pytest.skip("the emulated GPU needs cmake: pip install cmake")
     options = ["-DGEAR_EMULATED_GPU=ON", "-DGEAR_CUDA=OFF"]
     targets = ["--target", "gear_emulated", "gear_emulated_trt_plugins", "emulator_test"]
-    for command in (
-        [cmake, "-S", ROOT / "plugins", "-B", _EMULATED_BUILD, *options],
-        [cmake, "--build", _EMULATED_BUILD, "--parallel", "2", *targets],
-    ):
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stdout + run.stderr
+    with FileLock(_EMULATED_BUILD.with_suffix(".lock")):  # other test workers build here too
+        for command in (
+            [cmake, "-S", ROOT / "plugins", "-B", _EMULATED_BUILD, *options],
+            [cmake, "--build", _EMULATED_BUILD, "--parallel", "2", *targets],
+        ):
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert run.returncode == 0, run.stdout + run.stderr
     return _EMULATED_BUILD / "cuda" / "emulator"

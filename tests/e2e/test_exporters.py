@@ -25,11 +25,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(gguf, folder):
-    return exporters.save_checkpoint(gguf, folder / "checkpoint")
-
-
-@pytest.fixture(scope="module")
 def own_tokens(export):
     return exporters.greedy(export("exact"), NEW_TOKENS)
 

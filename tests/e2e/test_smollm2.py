@@ -1,10 +1,6 @@
 """The whole way of the data on a real model: GGUF → engine folder → runtime → kernels."""
 
-import statistics
-import time
-
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -27,15 +23,13 @@ NEW_TOKENS = 64
 
 
 @pytest.fixture(scope="session")
-def transformers_greedy(gguf):
+def transformers_greedy(checkpoint):
     """Per prompt: its tokens, and transformers' FP32 greedy tokens and logits."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    model = checkpoint.network
+    model.set_attn_implementation("sdpa")
     answers = []
     for prompt in PROMPTS:
         encoded = tokenizer.apply_chat_template(
@@ -98,25 +92,6 @@ def test_four_bits_stay_close_to_the_exact_cache(export):
     assert row.kl <= 0.005
     assert abs(row.perplexity_ratio - 1) <= 0.02
     assert row.cache_bytes_per_token < row.fp16_bytes_per_token
-
-
-def test_four_thousand_steps_keep_memory_and_speed(export):
-    steps = 4000
-    process = psutil.Process()
-    with gear_trt.load(export("k4v4"), max_tokens=steps + 8, threads=1) as engine:
-        for array in (*engine.cache.page_pools, *engine.cache.residual_buffers):
-            array[...] = 0  # take the memory now, so that growth later is a leak
-        engine.step([[1]])
-        before = process.memory_info().rss
-        seconds = []
-        for token in range(steps):
-            started = time.process_time()  # not wall time: other processes share the machine
-            engine.step([[100 + token % 1000]])
-            seconds.append(time.process_time() - started)
-        grown = process.memory_info().rss - before
-    assert grown < 16e6, f"resident memory grew by {grown / 1e6:.1f} MB"
-    slowest, median = max(seconds), statistics.median(seconds)
-    assert slowest < 5 * median, f"slowest step {slowest:.3f} s, median {median:.3f} s"
 
 
 TEXT = (

@@ -13,14 +13,11 @@ NEW_TOKENS = 100
 
 
 @pytest.fixture(scope="module")
-def model(gguf):
-    from transformers import AutoModelForCausalLM
-
+def model(checkpoint):
     import gear_trt.torch.cache  # noqa: F401 - registers the attention
 
-    return AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="gear"
-    )
+    checkpoint.network.set_attn_implementation("gear")
+    return checkpoint.network
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from gear_trt.errors import GearError
 from gear_trt.export import export_model
@@ -10,11 +9,6 @@ from tests.export import decoders
 
 FORMS = ("transformers", "dynamo-18", "dynamo-23", "genai")
 EXACT = CompressionConfig.preset("exact")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from gear_trt.reference.rotate import rotate
 from gear_trt.spec import PRESETS, CompressionConfig
 from tests.reference.strategies import HEAD_DIMS, pages, rows
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_pages_are_finite_and_deterministic(page):
 
 
 @given(rows(64, 64), rows(64, 64))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_pass_through_pages_are_exact(keys, values):
     for name in ("fp16", "exact"):
         config = CompressionConfig.preset(name)

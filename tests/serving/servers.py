@@ -25,11 +25,11 @@ def serving(scheduler, *, limits=LIMITS, api_key=None, drain_seconds=5, name="to
             yield url_of(listening)
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=60)
             assert not thread.is_alive()
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=60.0):
     """Wait for something that another thread does."""
     end = time.monotonic() + seconds
     while not condition():

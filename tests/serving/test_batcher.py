@@ -167,7 +167,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions, pages=st.integers(6, 20), slots=st.integers(1, 6))
 def test_nothing_leaks_and_no_answer_is_wrong(model, answers, actions, pages, slots):
     batcher = new_batcher(model, pages=pages, slots=slots)

@@ -256,7 +256,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), st.booleans())
 def test_any_body_is_answered_or_refused(shared, raw_client, fields, is_chat):
     shared[0].reset()

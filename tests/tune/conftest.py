@@ -1,20 +1,10 @@
 import pytest
-import torch
 
 from gear_trt.spec import CompressionConfig
 from gear_trt.tune.tuning import Tuner
 from tests.torch.networks import network, tokens
 
 CONTEXT = 192
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Tiny models gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_tuner(progress=lambda *_: None, *, model=None, preset="k4v4", scale_keys=True):
