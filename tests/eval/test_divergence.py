@@ -107,7 +107,8 @@ def test_more_bits_diverge_less_and_rows_say_what_they_cost():
             text_name="noise",
         )
     )
-    assert [row.candidate for row in rows] == ["exact", "k4v4, keys unscaled", "k2v2, keys unscaled"]
+    names = ["exact", "k4v4, keys unscaled", "k2v2, keys unscaled"]
+    assert [row.candidate for row in rows] == names
     exact, four, two = rows
     assert exact.kl < 1e-6 < four.kl < two.kl
     (large,) = judge(
