@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime import GraphOptimizationLevel, OrtValue, SessionOptions
+from onnxruntime.capi.onnxruntime_inference_collection import OrtValue
+from onnxruntime.capi.onnxruntime_pybind11_state import GraphOptimizationLevel, SessionOptions
 
 from gear_trt.export.passes.nodes import attention_nodes
 from gear_trt.export.passes.scale_keys import KEY, QUERY
