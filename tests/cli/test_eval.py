@@ -110,7 +110,7 @@ def test_text_with_a_config_file(checkpoint, prose, tmp_path):
 
 def test_text_of_an_engine(engine, prose):
     (row,) = report("text", engine, prose, "--context", 100, "--sequences", 1)["rows"]
-    assert row["candidate"] == "toy"
+    assert row["candidate"] == "toy, keys unscaled"
     assert row["kind"] == "gear"
     assert 0 < row["kl"] < 1
     assert row["cache_bytes_per_token"] > row["bytes_per_token"]
