@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gear_trt
-from gear_trt.torch import GearCache
+from gear_trt.torch import GearCache, measure_key_scales
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +20,15 @@ def model(checkpoint):
     return checkpoint.network
 
 
+@pytest.fixture(scope="module")
+def key_scales(model):
+    return measure_key_scales(model, "k4v4")
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_tokens_are_those_of_the_engine(model, export, prompt):
+def test_greedy_tokens_are_those_of_the_engine(model, key_scales, export, prompt):
     """The kernels are the same; weights meet in another order, so near-ties could differ."""
-    cache = GearCache(model.config, "k4v4")
+    cache = GearCache(model.config, "k4v4", key_scales)
     with gear_trt.load(export("k4v4"), max_tokens=256) as engine:
         ids = torch.tensor([engine.tokenizer.encode(prompt)])
         got = model.generate(
