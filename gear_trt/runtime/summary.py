@@ -33,6 +33,7 @@ class EngineSummary(BaseModel):
         layout_hash: Page layout of the graph.
         versions: Package versions that made the folder.
         model: Facts of the model.
+        has_key_scales: Whether the graph scales the channels of keys.
         layer_groups: Layers that are alike.
         fp16_bytes_per_token: What a token takes in an FP16 cache.
         gear_bytes_per_token: What a token takes once it is compressed.
@@ -42,6 +43,7 @@ class EngineSummary(BaseModel):
     layout_hash: str
     versions: dict[str, str]
     model: ModelFacts
+    has_key_scales: bool
     layer_groups: list[LayerGroup]
     fp16_bytes_per_token: int
     gear_bytes_per_token: float
@@ -59,6 +61,7 @@ class EngineSummary(BaseModel):
             layout_hash=manifest.layout_hash,
             versions=manifest.versions,
             model=manifest.model,
+            has_key_scales=manifest.has_key_scales,
             layer_groups=_group(manifest.layers),
             fp16_bytes_per_token=fp16_bytes_per_token(manifest.layers),
             gear_bytes_per_token=page_bytes_per_token(manifest.layers),

@@ -164,6 +164,7 @@ def test_inspect_json(folder):
     row = json.loads(gear("inspect", folder, "--json").stdout)
     assert row["schema"] == "gear.inspect/1"
     assert row["model"]["max_context"] == MAX_CONTEXT
+    assert row["has_key_scales"] is False
     assert row["fp16_bytes_per_token"] == 2 * 2 * 2 * 32 * 2
     assert row["gear_bytes_per_token"] == 2 * 2 * 592 * 4 / 64
     assert row["layer_groups"][0]["layers"] == [0, 1]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import gear_trt
 from gear_trt.cli.export import app
+from gear_trt.cli.main import app as gear
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export import export_model
 from gear_trt.export.build.measure_keys import STAGE_FILE
@@ -149,6 +150,8 @@ def test_the_command(sources, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["scaled_layers"] == decoders.LAYERS
+    shown = CliRunner().invoke(gear, ["inspect", str(tmp_path / "engine")])
+    assert "key scales       yes" in shown.stdout
     table = CliRunner().invoke(app, [*arguments, "--force"])
     assert f"in {decoders.LAYERS} layers" in table.output
     assert (
