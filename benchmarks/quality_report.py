@@ -270,7 +270,7 @@ def _passkeys(found: Sequence[PasskeyRow]) -> Iterator[str]:
     if not newest_rows:
         return
     depths = sorted({row.depth for row in newest_rows.values()})
-    places = dict.fromkeys(place[:3] for place in newest_rows)
+    places = sorted(dict.fromkeys(place[:3] for place in newest_rows), key=lambda place: place[:2])
     yield "### Passkey"
     yield ""
     yield "What the model answers where the number stands at a depth of the prompt; ✓ is right."
