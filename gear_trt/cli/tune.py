@@ -71,6 +71,7 @@ def tune(
             help="Tune for an engine whose key channels are scaled, as gear-export does it.",
         ),
     ] = True,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace the TOML file.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[
@@ -88,6 +89,8 @@ def tune(
     def action() -> None:
         _check_output(output, force=force)
         base = CompressionConfig.preset(preset)
+        import torch
+
         from gear_trt.eval.checkpoint import Checkpoint
         from gear_trt.eval.text import read_sequences
         from gear_trt.tune.options import check_base
@@ -95,6 +98,7 @@ def tune(
         from gear_trt.tune.tuning import Tuner
 
         check_base(base)
+        torch.set_num_threads(threads)
         checkpoint = Checkpoint(model)
         ids = None
         if text is not None:

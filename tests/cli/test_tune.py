@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from gear_trt.cli.main import app
@@ -48,6 +49,16 @@ def test_the_file_is_what_export_takes(folder, tmp_path):
     assert note[-1] == "# with key scales"
     for stage in ("loading", "writing", "attention", "sensitivity", "verifying"):
         assert stage in result.stderr
+
+
+def test_threads(folder, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        result = tune(folder, "-o", tmp_path / "tuned.toml", "--target-kl", 1, "--threads", 2)
+        assert result.exit_code == ExitStatus.OK, result.stderr
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_table_shows_which_layers_got_what(folder, tmp_path):
