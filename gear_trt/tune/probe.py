@@ -24,6 +24,8 @@ from gear_trt.tune.scales import LayerScales
 Key = TypeVar("Key", bound=Hashable)
 Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
+ScalesOf = Callable[[int, CompressionConfig], Tensor | None]
+"""Returns the scales [H, D] of a layer's keys under a config; None for all 1."""
 
 
 class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
@@ -36,7 +38,7 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: Which layer of the model it is.
         sliding_window: As in `GearLayer`.
         configs: Of every option, by what tells it from others.
-        scales: Of keys.
+        scales_of: What keys are scaled by.
         report: Told when the layer is done.
     """
 
@@ -45,13 +47,13 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: int,
         sliding_window: int,
         configs: Mapping[Key, CompressionConfig],
-        scales: LayerScales,
+        scales_of: ScalesOf,
         report: Callable[[], None],
     ) -> None:
         super().__init__(index, CompressionConfig.preset("exact"), sliding_window)
         self.errors: dict[Key, float] = {}
         self._configs = configs
-        self._scales = scales
+        self._scales_of = scales_of
         self._report = report
 
     def attend(
@@ -67,7 +69,7 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         """Attend to a whole text exactly (`GearLayer.attend`); fill in `errors`."""
 
         def replay(config: CompressionConfig) -> Tensor:
-            scales_HD = self._scales.of(self.index, config)
+            scales_HD = self._scales_of(self.index, config)
             layer = GearLayer(self.index, config, self.sliding_window, scales_HD)
             layer.lazy_initialization(key_BSHD.transpose(1, 2), value_BSHD.transpose(1, 2))
             outputs = []
@@ -122,7 +124,7 @@ def probe(
         report(f"layer {done} of {len(windows)}", done / len(windows))
 
     layers = [
-        ProbeLayer(index, window, configs, scales, tell) for index, window in enumerate(windows)
+        ProbeLayer(index, window, configs, scales.of, tell) for index, window in enumerate(windows)
     ]
     model.base_model(tokens_BT, past_key_values=Cache(layers=[*layers]))
     return [layer.errors for layer in layers]

@@ -45,6 +45,7 @@ def test_the_result_goes_to_stdout_and_progress_to_stderr(model, tmp_path):
         "looking for attention layers",
         "routing 1 attention layers",
         f"writing {tmp_path / 'engine'}",
+        "measuring queries and keys",
         "no tokenizer was found beside the model, so the engine takes token ids only; "
         "pass --tokenizer DIR to add one",
     ]
