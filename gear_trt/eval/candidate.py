@@ -92,9 +92,8 @@ def gear(
     text = config.get_text_config(decoder=True)
     layers = compression.of_layers(text.num_hidden_layers)
     bits = [bits_per_element(layer, head_dim(config)) for layer in layers]
-    lacks_scales = key_scales is None and any(layer.scales_keys for layer in layers)
     return Candidate(
-        name=name + UNSCALED_SUFFIX if lacks_scales else name,
+        name=cache_name(name, layers, is_scaled=key_scales is not None),
         kind=GEAR,
         cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),
@@ -103,6 +102,18 @@ def gear(
         attention=ATTENTION_NAME,
         compression=compression,
     )
+
+
+def cache_name(name: str, layers: Sequence[CompressionConfig], *, is_scaled: bool) -> str:
+    """Return what rows call a cache of ours: it says where keys could be scaled and are not.
+
+    Args:
+        name: What it is called otherwise.
+        layers: Config of every layer.
+        is_scaled: Whether the channels of its keys are scaled.
+    """
+    lacks_scales = not is_scaled and any(layer.scales_keys for layer in layers)
+    return name + UNSCALED_SUFFIX if lacks_scales else name
 
 
 def describe(config: CompressionConfig) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import gear_trt
 from gear_trt.bench.baseline import Fp32Engine
-from gear_trt.eval.candidate import GEAR, UNSCALED_SUFFIX, CacheFacts, describe
+from gear_trt.eval.candidate import GEAR, CacheFacts, cache_name, describe
 from gear_trt.eval.steps import Steps
 from gear_trt.runtime.footprint import FP16_BYTES, fp16_bytes_per_token, page_bytes_per_token
 from gear_trt.spec import CompressionConfig, ModelConfig
@@ -50,9 +50,8 @@ class EngineSubject:
         fp16_bytes = fp16_bytes_per_token(manifest.layers)
         self.elements_per_token = fp16_bytes // FP16_BYTES
         configs = [layer.config for layer in manifest.layers]
-        lacks_scales = not manifest.has_key_scales and any(item.scales_keys for item in configs)
         self.cache = CacheFacts(
-            name=folder.resolve().name + UNSCALED_SUFFIX * lacks_scales,
+            name=cache_name(folder.resolve().name, configs, is_scaled=manifest.has_key_scales),
             kind=GEAR,
             cache=describe(configs[0]),
             bits_per_element=page_bytes_per_token(manifest.layers)
