@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from gear_trt.bench.baseline import Fp32Engine
 from gear_trt.eval.candidate import GEAR, CacheFacts, cache_name, describe
 from gear_trt.eval.steps import Steps
 from gear_trt.runtime.footprint import FP16_BYTES, fp16_bytes_per_token, page_bytes_per_token
-from gear_trt.spec import CompressionConfig, ModelConfig
+from gear_trt.spec import ModelConfig
 
 _BITS = 8
 
@@ -58,7 +56,7 @@ class EngineSubject:
             * _BITS
             / self.elements_per_token,
             buffer=configs[0].chunk,
-            compression=_compression(configs),
+            compression=ModelConfig.of_each(configs),
         )
 
     def exact(self) -> Steps:
@@ -117,14 +115,3 @@ class _Rows:
     def cache_bytes(self) -> int | None:
         held = [row.cache_bytes for row in self._rows]
         return None if None in held else sum(filter(None, held))
-
-
-def _compression(configs: Sequence[CompressionConfig]) -> ModelConfig:
-    """Return the most frequent config, and the runs of layers that have another."""
-    base = Counter(configs).most_common(1)[0][0]
-    special = []
-    for config, run in groupby(range(len(configs)), key=configs.__getitem__):
-        layers = list(run)
-        if config != base:
-            special.append((range(layers[0], layers[-1] + 1), config))
-    return ModelConfig(base, tuple(special))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Self
 
 from gear_trt.errors import ErrorCode, GearError
@@ -111,6 +112,21 @@ class ModelConfig:
             active = [rule for rule in every if start in rule.layers]
             if active:
                 special.append((range(start, stop), _applied(base, active)))
+        return cls(base, tuple(special))
+
+    @classmethod
+    def of_each(cls, configs: Sequence[CompressionConfig]) -> Self:
+        """Return the most frequent config, and what runs of layers have instead: undo `of_layers`.
+
+        Args:
+            configs: Of every layer; one at least.
+        """
+        base = Counter(configs).most_common(1)[0][0]
+        special = []
+        for config, run in groupby(range(len(configs)), configs.__getitem__):
+            layers = list(run)
+            if config != base:
+                special.append((range(layers[0], layers[-1] + 1), config))
         return cls(base, tuple(special))
 
     def of_layers(self, count: int) -> tuple[CompressionConfig, ...]:

@@ -8,10 +8,8 @@ chosen is measured as a whole at the end.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -64,7 +62,7 @@ class Tuning:
     @property
     def config(self) -> ModelConfig:
         """The most frequent config, and what other layers have instead."""
-        return _grouped(self.layers)
+        return ModelConfig.of_each(self.layers)
 
 
 class Tuner:
@@ -174,7 +172,7 @@ class Tuner:
         bits = sum(bits_per_element(config, self._head_dim) for config in layers) / len(layers)
         self._progress("verifying", f"{bits:.3f} bits per element", _MEASURED)
         key_scales = self._scales.of_layers(layers)
-        candidate = gear("tuned", _grouped(layers), self._model.config, key_scales)
+        candidate = gear("tuned", ModelConfig.of_each(layers), self._model.config, key_scales)
         scores = self._yardstick.judge(Decoder(self._model, candidate))
         return Tuning(
             layers=layers,
@@ -186,17 +184,6 @@ class Tuner:
             tokens=scores.divergence_BT.size,
             has_key_scales=any(scales_HD is not None for scales_HD in key_scales),
         )
-
-
-def _grouped(layers: Sequence[CompressionConfig]) -> ModelConfig:
-    """Return the configs of all layers as the most frequent one and what others have instead."""
-    base = Counter(layers).most_common(1)[0][0]
-    special = []
-    for config, group in groupby(range(len(layers)), layers.__getitem__):
-        indices = list(group)
-        if config != base:
-            special.append((range(indices[0], indices[-1] + 1), config))
-    return ModelConfig(base, tuple(special))
 
 
 def _unreachable(target: str, hint: str) -> GearError:

@@ -205,3 +205,11 @@ def test_what_is_written_as_toml_is_read_as_it_was(flags, tmp_path):
     path.write_text(config_text(config, "how it came about,\nin two lines"))
     assert choose_config(ConfigFile.read(path), fields={}) == config
     assert path.read_text().startswith("# how it came about,\n# in two lines\n")
+
+
+def test_configs_of_layers_come_back():
+    four, three, two = (CompressionConfig.preset(name) for name in ("k4v4", "k3v2", "k2v2"))
+    config = ModelConfig.of_each([three, four, four, two, two, four])
+    assert config.base == four
+    assert config.special == ((range(1), three), (range(3, 5), two))
+    assert config.of_layers(6) == (three, four, four, two, two, four)
