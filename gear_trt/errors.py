@@ -19,36 +19,84 @@ class ExitStatus(int, Enum):
 
 
 class ErrorCode(Enum):
-    """Every error a user can meet: its public code and the exit status it leads to."""
+    """Every error a user can meet: its public code, the exit status it leads to, its meaning."""
 
-    UNKNOWN_PRESET = ("E101", ExitStatus.FAILED)
-    BAD_CONFIG = ("E102", ExitStatus.FAILED)
-    MISSING_FILE = ("E201", ExitStatus.FAILED)
-    DAMAGED_MODEL = ("E202", ExitStatus.FAILED)
-    OUTPUT_EXISTS = ("E203", ExitStatus.FAILED)
-    NON_FINITE_WEIGHTS = ("E204", ExitStatus.FAILED)
-    NO_PERMISSION = ("E205", ExitStatus.FAILED)
-    NO_KV_CACHE = ("E301", ExitStatus.UNSUPPORTED)
-    UNSUPPORTED_MODEL = ("E302", ExitStatus.UNSUPPORTED)
-    VERIFICATION_FAILED = ("E303", ExitStatus.VERIFICATION)
-    BUILD_FAILED = ("E304", ExitStatus.FAILED)
-    DAMAGED_ENGINE = ("E401", ExitStatus.FAILED)
-    LAYOUT_MISMATCH = ("E402", ExitStatus.FAILED)
-    BAD_CACHE_FILE = ("E403", ExitStatus.FAILED)
-    STALE_ENGINE = ("E404", ExitStatus.FAILED)
-    EMPTY_PROMPT = ("E501", ExitStatus.FAILED)
-    CONTEXT_EXCEEDED = ("E502", ExitStatus.FAILED)
-    BAD_REQUEST = ("E503", ExitStatus.FAILED)
-    NON_FINITE_ACTIVATION = ("E504", ExitStatus.FAILED)
-    QUEUE_FULL = ("E505", ExitStatus.FAILED)
-    CLOSED = ("E506", ExitStatus.FAILED)
-    MISSING_DEPENDENCY = ("E601", ExitStatus.ENVIRONMENT)
-    MISSING_LIBRARY = ("E602", ExitStatus.ENVIRONMENT)
-    DISK_FULL = ("E603", ExitStatus.ENVIRONMENT)
-    NO_GPU = ("E604", ExitStatus.ENVIRONMENT)
-    UNSUPPORTED_VERSION = ("E605", ExitStatus.ENVIRONMENT)
-    WRONG_GPU = ("E606", ExitStatus.ENVIRONMENT)
-    OUT_OF_MEMORY = ("E607", ExitStatus.ENVIRONMENT)
+    UNKNOWN_PRESET = ("E101", ExitStatus.FAILED, "there is no preset of this name")
+    BAD_CONFIG = (
+        "E102",
+        ExitStatus.FAILED,
+        "a compression config, a config file or a combination of options is not valid",
+    )
+    MISSING_FILE = ("E201", ExitStatus.FAILED, "a file or folder is not there, or lacks a part")
+    DAMAGED_MODEL = (
+        "E202",
+        ExitStatus.FAILED,
+        "a model's file cannot be read: cut off, altered, or not what its name says",
+    )
+    OUTPUT_EXISTS = ("E203", ExitStatus.FAILED, "the output is there already, and would be lost")
+    NON_FINITE_WEIGHTS = ("E204", ExitStatus.FAILED, "a weight is NaN or infinite")
+    NO_PERMISSION = ("E205", ExitStatus.FAILED, "a file or folder may not be read or written")
+    NO_KV_CACHE = (
+        "E301",
+        ExitStatus.UNSUPPORTED,
+        "the graph has no KV cache that the exporter knows",
+    )
+    UNSUPPORTED_MODEL = (
+        "E302",
+        ExitStatus.UNSUPPORTED,
+        "the model, or its types, cannot be computed with",
+    )
+    VERIFICATION_FAILED = (
+        "E303",
+        ExitStatus.VERIFICATION,
+        "what was written is not what was read; nothing is left of it",
+    )
+    BUILD_FAILED = (
+        "E304",
+        ExitStatus.FAILED,
+        "TensorRT builds no engine; the folder is complete without it",
+    )
+    DAMAGED_ENGINE = (
+        "E401",
+        ExitStatus.FAILED,
+        "an engine folder is damaged, or its parts do not fit together",
+    )
+    LAYOUT_MISMATCH = (
+        "E402",
+        ExitStatus.FAILED,
+        "a folder, library or cache file is of another page layout or config",
+    )
+    BAD_CACHE_FILE = ("E403", ExitStatus.FAILED, "a cache file, or a cache in memory, is damaged")
+    STALE_ENGINE = (
+        "E404",
+        ExitStatus.FAILED,
+        "a TensorRT engine is older than the graph beside it",
+    )
+    EMPTY_PROMPT = ("E501", ExitStatus.FAILED, "there is nothing to run")
+    CONTEXT_EXCEEDED = ("E502", ExitStatus.FAILED, "the tokens do not fit the context or the cache")
+    BAD_REQUEST = ("E503", ExitStatus.FAILED, "an argument or a request is not valid")
+    NON_FINITE_ACTIVATION = (
+        "E504",
+        ExitStatus.FAILED,
+        "a key, value or logit is NaN, infinite, or too large for the cache",
+    )
+    QUEUE_FULL = ("E505", ExitStatus.FAILED, "too many requests wait already")
+    CLOSED = ("E506", ExitStatus.FAILED, "the scheduler takes no more requests")
+    MISSING_DEPENDENCY = ("E601", ExitStatus.ENVIRONMENT, "a package is missing, or lacks a part")
+    MISSING_LIBRARY = (
+        "E602",
+        ExitStatus.ENVIRONMENT,
+        "a library of kernels is missing, or does not load",
+    )
+    DISK_FULL = ("E603", ExitStatus.ENVIRONMENT, "there is no space left to write")
+    NO_GPU = ("E604", ExitStatus.ENVIRONMENT, "there is no GPU, or no driver for it")
+    UNSUPPORTED_VERSION = (
+        "E605",
+        ExitStatus.ENVIRONMENT,
+        "a package is of a version that cannot be used here",
+    )
+    WRONG_GPU = ("E606", ExitStatus.ENVIRONMENT, "an engine was built for other GPUs")
+    OUT_OF_MEMORY = ("E607", ExitStatus.ENVIRONMENT, "a cache or a step does not fit the memory")
 
     @property
     def code(self) -> str:
@@ -59,6 +107,11 @@ class ErrorCode(Enum):
     def exit_status(self) -> ExitStatus:
         """The exit status of a command that ends with this error."""
         return self.value[1]
+
+    @property
+    def meaning(self) -> str:
+        """What all errors of this code have in common (docs/errors.md)."""
+        return self.value[2]
 
 
 class GearError(Exception):

@@ -1,4 +1,4 @@
-"""Write what C++ and the docs need to know of the spec; `--check` fails when a file is stale.
+"""Write what C++ and the docs derive from Python; `--check` fails when a file is stale.
 
 Run as ``python -m gear_trt.spec.codegen [--check]`` from the repository root.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gear_trt.spec import layout as spec
-from gear_trt.spec.docs import layout_page, layout_picture, ops_page
+from gear_trt.spec.docs import errors_page, layout_page, layout_picture, ops_page
 from gear_trt.spec.ops import DOMAIN, GEAR_ATTENTION, OPSET_VERSION, AttributeSpec
 
 HEADER = Path("plugins/include/gear/generated/spec.h")
@@ -28,6 +28,7 @@ def generated_files() -> dict[Path, str]:
         Path("docs/layout.md"): layout_page(),
         Path("docs/layout.svg"): layout_picture(),
         Path("docs/ops.md"): ops_page(),
+        Path("docs/errors.md"): errors_page(),
     }
 
 
