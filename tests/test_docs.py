@@ -10,10 +10,12 @@ HOMES = (REPOSITORY, REPOSITORY / "gear_trt", REPOSITORY / "plugins")
 """Folders that paths in the text may start from."""
 MADE_BY_GPU_CHECK = "benchmarks/results/gpu.jsonl"
 
-PAGES = [
-    *REPOSITORY.glob("*.md"),
-    *(page for folder in ("docs", "samples") for page in (REPOSITORY / folder).rglob("*.md")),
-]
+PAGES = sorted(  # workers must agree on the order
+    [
+        *REPOSITORY.glob("*.md"),
+        *(page for folder in ("docs", "samples") for page in (REPOSITORY / folder).rglob("*.md")),
+    ]
+)
 
 
 def anchors(page):
