@@ -3,6 +3,10 @@
 #include <atomic>
 #include <cstdlib>
 
+#ifdef GEAR_AARCH64_LINUX
+#include <sys/auxv.h>
+#endif
+
 #include "cpu/kernels.h"
 
 namespace gear::cpu {
@@ -21,6 +25,14 @@ namespace avx512 {
 extern const Kernels kKernels;
 }
 namespace avx512_vnni {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef GEAR_AARCH64_LINUX
+namespace neon_dotprod {
+extern const Kernels kKernels;
+}
+namespace neon_i8mm {
 extern const Kernels kKernels;
 }
 #endif
@@ -46,6 +58,12 @@ std::vector<Candidate> candidates() {
   all.push_back({&avx_vnni::kKernels, has_avx2 && __builtin_cpu_supports("avxvnni")});
   all.push_back({&avx512::kKernels, has_avx512});
   all.push_back({&avx512_vnni::kKernels, has_avx512 && __builtin_cpu_supports("avx512vnni")});
+#endif
+#ifdef GEAR_AARCH64_LINUX
+  const bool has_dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  const bool has_i8mm = has_dotprod && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+  all.push_back({&neon_dotprod::kKernels, has_dotprod});
+  all.push_back({&neon_i8mm::kKernels, has_i8mm});
 #endif
   return all;
 }

@@ -1,5 +1,7 @@
 """How results of the kernels are compared with the reference's."""
 
+import platform
+
 import numpy as np
 
 from gear_trt.reference.cache import num_pages
@@ -7,7 +9,11 @@ from gear_trt.reference.page import decode_side
 from gear_trt.spec import CompressionConfig, page_layout
 from tests.cases import AttentionCase, attention_call, pages
 
-INSTRUCTION_SETS = ("scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni")
+INSTRUCTION_SETS = (
+    ("scalar", "neon_dotprod", "neon_i8mm")
+    if platform.machine() == "aarch64"
+    else ("scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni")
+)
 """Every path of the CPU kernels, from the most portable to the fastest."""
 
 FITTED = ("token_factors", "channel_factors", "factor_scales")

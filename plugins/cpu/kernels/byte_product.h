@@ -104,7 +104,7 @@ static inline Floats square_lanes(const uint8_t* bytes, int count) {
   Ints sums = {};
   for (int v = 0; v < count; v += 4 * kWidth) {
     const Words magnitudes = byte_magnitudes(load<Words>(bytes + v));
-    sums += dot_totals(add_products(DotSums{}, magnitudes, magnitudes));
+    sums += dot_totals(add_dots<Weights::kUnsigned>(DotSums{}, magnitudes, magnitudes));
   }
   return to_floats(sums);
 }
@@ -150,7 +150,7 @@ static inline Words broadcast_word(const uint8_t* bytes) {
 
 // Blocks of 16 lanes that one pass covers: as many sums as there are registers for.
 template <int kRows>
-inline constexpr int kSpan = kWidth == 16 && kRows <= 4 ? 4 : 2;
+inline constexpr int kSpan = kRegisters == 32 && kRows <= 4 ? 4 : 2;
 
 // Lanes block · 16 + part .. + kWidth − 1 of kBlocks blocks: out += offset + step · Σ byte · code.
 template <int kBits, int kRows, Weights kWeights, int kBlocks>

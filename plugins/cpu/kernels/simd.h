@@ -7,20 +7,30 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __F16C__
+#if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "core/half.h"
 
 namespace gear::cpu::GEAR_ISA {
 
+// FP32 lanes of a register, and how many registers there are.
 #if defined(__AVX512F__)
 inline constexpr int kWidth = 16;
+inline constexpr int kRegisters = 32;
 #elif defined(__AVX2__)
 inline constexpr int kWidth = 8;
+inline constexpr int kRegisters = 16;
 #else
 inline constexpr int kWidth = 4;
+#ifdef __ARM_NEON
+inline constexpr int kRegisters = 32;
+#else
+inline constexpr int kRegisters = 16;
+#endif
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
@@ -178,6 +188,8 @@ static inline Floats load_halves(const void* source) {
   return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(source)));
 #elif defined(__F16C__)
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(load<__m128i>(source)));
+#elif defined(__ARM_NEON)
+  return reinterpret_cast<Floats>(vcvt_f32_f16(load<float16x4_t>(source)));
 #else
   const Words half = __builtin_convertvector(load<Halves>(source), Words);
   const Words magnitude = (half & 0x7fffu) << 13;
@@ -191,8 +203,12 @@ static inline Floats load_halves(const void* source) {
 }
 
 static inline float load_half(uint16_t half) {
-#ifdef __F16C__
+#if defined(__F16C__)
   return _cvtsh_ss(half);
+#elif defined(__ARM_NEON)
+  __fp16 x;
+  memcpy(&x, &half, sizeof(x));
+  return x;
 #else
   return half_to_float(half);
 #endif
@@ -204,6 +220,9 @@ static inline Floats load_unsigned_bytes(const uint8_t* source) {
       reinterpret_cast<Ints>(_mm512_maskz_cvtepu8_epi32(0xffff, load<__m128i>(source))));
 #elif defined(__AVX2__)
   return to_floats(reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadu_si64(source))));
+#elif defined(__ARM_NEON)
+  const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(load<uint32_t>(source)));
+  return reinterpret_cast<Floats>(vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes)))));
 #else
   Floats x;
   for (int i = 0; i < kWidth; ++i) x[i] = source[i];
@@ -217,6 +236,9 @@ static inline Floats load_signed_bytes(const int8_t* source) {
       reinterpret_cast<Ints>(_mm512_maskz_cvtepi8_epi32(0xffff, load<__m128i>(source))));
 #elif defined(__AVX2__)
   return to_floats(reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(_mm_loadu_si64(source))));
+#elif defined(__ARM_NEON)
+  const int8x8_t bytes = vreinterpret_s8_u32(vdup_n_u32(load<uint32_t>(source)));
+  return reinterpret_cast<Floats>(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
 #else
   Floats x;
   for (int i = 0; i < kWidth; ++i) x[i] = source[i];
@@ -245,6 +267,8 @@ static inline Ints to_nearest(Floats x) {
   return reinterpret_cast<Ints>(_mm512_maskz_cvtps_epi32(0xffff, reinterpret_cast<__m512>(x)));
 #elif defined(__AVX2__)
   return reinterpret_cast<Ints>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x)));
+#elif defined(__ARM_NEON)
+  return reinterpret_cast<Ints>(vcvtnq_s32_f32(reinterpret_cast<float32x4_t>(x)));
 #else
   return __builtin_convertvector(round_even(x), Ints);
 #endif
@@ -272,6 +296,15 @@ static inline Words pack_bytes(const Ints* x) {
   const __m256i high = pack(x[2], x[3]);
   const __m256i bytes = kSigned ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
   return reinterpret_cast<Words>(_mm256_permutevar8x32_epi32(bytes, order));
+#elif defined(__ARM_NEON)
+  const auto pack = [](Ints low, Ints high) {
+    return vcombine_s16(vqmovn_s32(reinterpret_cast<int32x4_t>(low)),
+                        vqmovn_s32(reinterpret_cast<int32x4_t>(high)));
+  };
+  const int16x8_t low = pack(x[0], x[1]);
+  const int16x8_t high = pack(x[2], x[3]);
+  return kSigned ? reinterpret_cast<Words>(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)))
+                 : reinterpret_cast<Words>(vcombine_u8(vqmovun_s16(low), vqmovun_s16(high)));
 #else
   uint8_t bytes[4 * kWidth];
   for (int i = 0; i < 4 * kWidth; ++i) bytes[i] = static_cast<uint8_t>(x[i / kWidth][i % kWidth]);
@@ -297,6 +330,12 @@ static inline Halves to_halves(Floats x) {
       _mm256_cvtps_ph(reinterpret_cast<__m256>(x), kMode | _MM_FROUND_NO_EXC));
 #endif
 #else
+#ifdef __ARM_NEON
+  if constexpr (kRounding == Rounding::kNearest) {
+    const auto clipped = reinterpret_cast<float32x4_t>(clip(x, -kHalfMax, kHalfMax));
+    return reinterpret_cast<Halves>(vcvt_f16_f32(clipped));
+  }
+#endif
   Halves halves;
   for (int i = 0; i < kWidth; ++i) {
     halves[i] = kRounding == Rounding::kNearest ? half_nearest(x[i])
