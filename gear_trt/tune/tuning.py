@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval.candidate import Decoder, exact, gear, head_dim
 from gear_trt.eval.divergence import Estimate, Yardstick
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element, page_layout
 from gear_trt.tune.options import layer_options, side_options
 from gear_trt.tune.probe import probe
-from gear_trt.tune.scales import LayerScales
 from gear_trt.tune.sensitivity import expected_losses, measure
 from gear_trt.tune.solve import Choice, Frontier
 
@@ -93,11 +93,10 @@ class Tuner:
         self._progress = progress
         options = list(layer_options())
         self._configs = [option.config(base) for option in options]
-        if scale_keys:
-            progress("key scales", "", 0.0)
-        self._scales = LayerScales(model, self._configs if scale_keys else ())
+        self._scales = KeyScales(model, scale_keys=scale_keys)
         progress("uncompressed", "", 0.0)
         self._yardstick = Yardstick(Decoder(model, exact()), tokens_BT)
+        progress("attention", "", 0.0)
         errors = probe(
             model,
             torch.from_numpy(tokens_BT[:, :-1]),
@@ -169,10 +168,11 @@ class Tuner:
 
     def _judge(self, picks: Sequence[int]) -> Tuning:
         layers = tuple(self._configs[pick] for pick in picks)
+        compression = ModelConfig.of_each(layers)
         bits = sum(bits_per_element(config, self._head_dim) for config in layers) / len(layers)
         self._progress("verifying", f"{bits:.3f} bits per element", _MEASURED)
-        key_scales = self._scales.of_layers(layers)
-        candidate = gear("tuned", ModelConfig.of_each(layers), self._model.config, key_scales)
+        key_scales = self._scales.of(compression)
+        candidate = gear("tuned", compression, self._model.config, key_scales)
         scores = self._yardstick.judge(Decoder(self._model, candidate))
         return Tuning(
             layers=layers,
