@@ -211,10 +211,11 @@ def export(
         target = tuning.wanted()
         if target is not None:
             check_free({**file.fields, **fields})
-            tuning.use_threads()
         options = engine.wanted(tensorrt, print_trtexec=print_trtexec)
         from gear_trt.export import export_model, inspect_model, trtexec_command
 
+        if target is not None:
+            tuning.use_threads()
         with _ui.progress() as progress:
             if dry_run or output is None:
                 report = inspect_model(

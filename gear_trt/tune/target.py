@@ -32,6 +32,7 @@ class TuningTarget:
     tokens: int = DEFAULT_TOKENS
 
     def __post_init__(self) -> None:
+        """Check what was given."""
         if (self.bits is None) == (self.kl is None):
             raise GearError(
                 ErrorCode.BAD_REQUEST,
