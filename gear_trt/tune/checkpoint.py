@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.eval.candidate import head_dim
 from gear_trt.eval.checkpoint import Checkpoint
 from gear_trt.eval.text import read_sequences
 from gear_trt.export.source.source import find_model_file
@@ -13,7 +14,7 @@ from gear_trt.spec import CompressionConfig
 from gear_trt.tune.options import check_base
 from gear_trt.tune.target import TuningTarget
 from gear_trt.tune.text import SEQUENCES, write_tokens
-from gear_trt.tune.tuning import Progress, Tuner, Tuning
+from gear_trt.tune.tuning import Progress, Tuner, Tuning, check_bits
 
 ONNX_SUFFIX = ".onnx"
 
@@ -68,6 +69,8 @@ def tune_checkpoint(
         ids = read_sequences(target.text, tokenizer, sequences=SEQUENCES, context=target.tokens)
     progress("loading", checkpoint.name, 0.0)
     network = checkpoint.network()
+    if target.bits is not None:
+        check_bits(target.bits, base, head_dim(network.config))
     if ids is None:
         progress("writing", "the text to measure on", 0.0)
         ids = write_tokens(network, target.tokens)

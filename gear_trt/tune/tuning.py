@@ -8,6 +8,7 @@ chosen is measured as a whole at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -134,8 +135,7 @@ class Tuner:
         budget = bits * 2 * base.chunk * self._head_dim / 8 * len(self._choices)
         picks = self._frontier.within(budget)
         if picks is None:
-            least = min(bits_per_element(config, self._head_dim) for config in self._configs)
-            raise _unreachable(f"{bits} bits per element", f"ask for {least:.3f} bits or more")
+            raise _too_few(bits, least_bits(base, self._head_dim))
         return self._judge(picks)
 
     def below_kl(self, kl: float) -> Tuning:
@@ -184,6 +184,27 @@ class Tuner:
             tokens=scores.divergence_BT.size,
             has_key_scales=any(scales_HD is not None for scales_HD in key_scales),
         )
+
+
+def check_bits(bits: float, base: CompressionConfig, head_dim: int) -> None:
+    """Refuse what `Tuner.within_bits` would refuse, before anything is measured.
+
+    Raises:
+        GearError: `BAD_REQUEST`.
+    """
+    least = least_bits(base, head_dim)
+    if bits < least:
+        raise _too_few(bits, least)
+
+
+def least_bits(base: CompressionConfig, head_dim: int) -> float:
+    """Return the bits per element of the smallest choice."""
+    return min(bits_per_element(option.config(base), head_dim) for option in layer_options())
+
+
+def _too_few(bits: float, least: float) -> GearError:
+    enough = math.ceil(1000 * least) / 1000
+    return _unreachable(f"{bits:g} bits per element", f"ask for {enough:g} bits or more")
 
 
 def _unreachable(target: str, hint: str) -> GearError:

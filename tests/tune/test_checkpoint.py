@@ -48,6 +48,13 @@ def test_a_short_text_is_refused_before_the_model_is_loaded(folder, tmp_path, mo
     assert refused.value.code is ErrorCode.BAD_REQUEST
 
 
+def test_too_few_bits_are_refused_before_anything_is_measured(folder, monkeypatch):
+    monkeypatch.setattr("gear_trt.tune.checkpoint.write_tokens", None)
+    with pytest.raises(GearError, match="reaches 2 bits") as refused:
+        tune(folder, TuningTarget(bits=2))
+    assert refused.value.code is ErrorCode.BAD_REQUEST
+
+
 @pytest.mark.parametrize("target", [{}, {"bits": 4, "kl": 1}, {"bits": 4, "tokens": 100}])
 def test_a_target_is_one_and_on_enough_tokens(target):
     with pytest.raises(GearError) as refused:
