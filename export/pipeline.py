@@ -255,7 +255,6 @@ class _Job:
                 progress=tell,
             )
         self._config, self._tuning = tuning.config, tuning_facts(tuning, target)
-        #gc.collect()  # parts of the measured model refer to each other
 
     def open(self, dtype: Dtype | None = None) -> None:
         """Read the model.

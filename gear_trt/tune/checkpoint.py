@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval.candidate import head_dim
 from gear_trt.eval.checkpoint import Checkpoint
@@ -12,7 +14,7 @@ from gear_trt.export.source.source import find_model_file
 from gear_trt.runtime.manifest import TuningFacts
 from gear_trt.spec import CompressionConfig
 from gear_trt.tune.options import check_base
-from gear_trt.tune.target import TuningTarget
+from gear_trt.tune.target import MIN_TOKENS, TuningTarget
 from gear_trt.tune.text import SEQUENCES, write_tokens
 from gear_trt.tune.tuning import Progress, Tuner, Tuning, check_bits
 
@@ -59,7 +61,8 @@ def tune_checkpoint(
 
     Raises:
         GearError: `BAD_REQUEST` for a base that compresses nothing, a text that is too short or a
-            target that no choice reaches; those of `Checkpoint` and `Tuner`.
+            target that no choice reaches; `UNSUPPORTED_MODEL` for a context that is too short;
+            those of `Checkpoint` and `Tuner`.
         OSError: The text cannot be read.
     """
     check_base(base)
@@ -71,9 +74,11 @@ def tune_checkpoint(
     network = checkpoint.network()
     if target.bits is not None:
         check_bits(target.bits, base, head_dim(network.config))
+    tokens = min(target.tokens, _max_context(network))
     if ids is None:
         progress("writing", "the text to measure on", 0.0)
-        ids = write_tokens(network, target.tokens)
+        ids = write_tokens(network, tokens)
+    ids = ids[:, : tokens + 1]
     return _reach(Tuner(network, ids, base, progress, scale_keys=scale_keys), target)
 
 
@@ -87,6 +92,17 @@ def tuning_facts(tuning: Tuning, target: TuningTarget) -> TuningFacts:
         kl=tuning.kl.mean,
         kl_error=tuning.kl.error,
     )
+
+
+def _max_context(network: PreTrainedModel) -> int:
+    longest: int = network.config.get_text_config(decoder=True).max_position_embeddings
+    if longest < MIN_TOKENS:
+        raise GearError(
+            ErrorCode.UNSUPPORTED_MODEL,
+            f"a model whose context is {longest} tokens is not tuned: they fill too few pages",
+            hint=f"tuning needs {MIN_TOKENS}; choose one config for all layers",
+        )
+    return longest
 
 
 def _reach(tuner: Tuner, target: TuningTarget) -> Tuning:

@@ -20,7 +20,7 @@ class TuningTarget:
         bits: Most bits per element, mean of all layers, everything included.
         kl: Largest mean KL divergence of the next token from the uncompressed cache's, nats.
         text: File to measure on; None lets the model write one.
-        tokens: Of each of the two sequences to measure on.
+        tokens: Of each of the two sequences to measure on; no more than the model's context.
 
     Raises:
         GearError: `BAD_REQUEST` for no target or two, or too few tokens.

@@ -55,6 +55,20 @@ def test_too_few_bits_are_refused_before_anything_is_measured(folder, monkeypatc
     assert refused.value.code is ErrorCode.BAD_REQUEST
 
 
+def test_no_sequence_is_longer_than_the_context(tmp_path):
+    network("llama", max_position_embeddings=200).save_pretrained(tmp_path)
+    target = TuningTarget(bits=4)
+    assert target.tokens > 200
+    assert tune(tmp_path, target).tokens == 2 * (200 - 64)
+
+
+def test_a_context_that_fills_too_few_pages_is_refused(tmp_path):
+    network("llama", max_position_embeddings=160).save_pretrained(tmp_path)
+    with pytest.raises(GearError, match="context is 160") as refused:
+        tune(tmp_path, TuningTarget(bits=4))
+    assert refused.value.code is ErrorCode.UNSUPPORTED_MODEL
+
+
 @pytest.mark.parametrize("target", [{}, {"bits": 4, "kl": 1}, {"bits": 4, "tokens": 100}])
 def test_a_target_is_one_and_on_enough_tokens(target):
     with pytest.raises(GearError) as refused:
