@@ -112,6 +112,7 @@ def probe(
         report: Told when a layer is done.
     """
     configs = {option: option.config(base) for option in options}
+    # not inside of the pass below: measuring is one of its own
     measured = {option: scales.of(ModelConfig(config)) for option, config in configs.items()}
     model.set_attn_implementation(ATTENTION_NAME)
     windows = layer_windows(model.config)
