@@ -89,8 +89,9 @@ def export_model(
             `BAD_CONFIG` for a context that is too long, a layer that is not there, or a type where
             the model is an ONNX file,
             `VERIFICATION_FAILED` for a bug of ours; with `scale_keys`, those of
-            `measure_key_scales`; with `tuning`, those of `tune_checkpoint`; with `tensorrt`, those
-            of `add_tensorrt`.
+            `measure_key_scales`; with `tuning`, `BAD_CONFIG` for layers with configs of their own,
+            and those of `open_tunable` and `tune_checkpoint`; with `tensorrt`, those of
+            `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
 
     Example:
