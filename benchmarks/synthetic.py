@@ -78,7 +78,7 @@ def attention_errors(
 ) -> dict[str, float]:
     """Return the relative squared error of attention over each config's pages."""
     query, key, value = map(torch.from_numpy, cache)
-    layer: ProbeLayer[str] = ProbeLayer(0, 0, configs, lambda *_: None, lambda: None)
+    layer: ProbeLayer[str] = ProbeLayer(0, 0, configs, dict.fromkeys(configs), lambda: None)
     layer.lazy_initialization(key.transpose(1, 2), value.transpose(1, 2))
     new = NewTokens(past=(0,), counts=(key.shape[1],), order=None)
     layer.attend(query, key, value, new, scale=key.shape[3] ** -0.5, softcap=0.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gear_trt.errors import GearError
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build.folder import check_output, staged_folder
 from gear_trt.export.build.measure_keys import measure_key_scales
 from gear_trt.export.build.onnxruntime import (
@@ -37,8 +37,9 @@ from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.report import CacheCost, ExportReport, describe, package_versions
 from gear_trt.export.source.companions import check_tokenizer, copy_tokenizer
 from gear_trt.export.source.source import Dtype, Progress, open_source, silent
-from gear_trt.runtime.manifest import LayerFacts, Manifest, ModelFacts
+from gear_trt.runtime.manifest import LayerFacts, Manifest, ModelFacts, TuningFacts
 from gear_trt.spec import CompressionConfig, ModelConfig
+from gear_trt.tune.target import TuningTarget
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def export_model(
     tokenizer: str | Path | None = None,
     dtype: Dtype | None = None,
     scale_keys: bool = True,
+    tuning: TuningTarget | None = None,
     force: bool = False,
     tensorrt: TensorRTOptions | None = None,
     progress: Progress = silent,
@@ -72,6 +74,8 @@ def export_model(
         scale_keys: Run the exported graph once, one layer in memory at a time, and scale the
             channels of keys so that their compression costs less
             (`gear_trt.reference.key_scales`).
+        tuning: First measure the layers of a checkpoint and choose the bits, group size, rank and
+            outliers of each (`gear_trt.tune`); `config`, the same for all layers, has the rest.
         force: Replace `output` where it is an engine folder.
         tensorrt: Build a TensorRT engine too; the folder is complete without it where that fails.
         progress: Told the stages.
@@ -85,7 +89,9 @@ def export_model(
             `BAD_CONFIG` for a context that is too long, a layer that is not there, or a type where
             the model is an ONNX file,
             `VERIFICATION_FAILED` for a bug of ours; with `scale_keys`, those of
-            `measure_key_scales`; with `tensorrt`, those of `add_tensorrt`.
+            `measure_key_scales`; with `tuning`, `BAD_CONFIG` for layers with configs of their own,
+            and those of `open_tunable` and `tune_checkpoint`; with `tensorrt`, those of
+            `add_tensorrt`.
         OSError: The disk is full, or the folder cannot be written.
 
     Example:
@@ -97,7 +103,10 @@ def export_model(
         check_tensorrt(tensorrt)
     if tokenizer is not None:
         check_tokenizer(Path(tokenizer))
-    job = _Job(source, config, progress, dtype)
+    job = _Job(source, config, progress)
+    if tuning is not None:
+        job.tune(tuning, scale_keys=scale_keys)
+    job.open(dtype)
     job.find(max_context)
     facts = job.rewrite(max_context)
     with staged_folder(output, force=force) as folder:
@@ -177,6 +186,7 @@ def inspect_model(
         GearError: As `export_model`, but for `NO_KV_CACHE`.
     """
     job = _Job(Path(source), config, progress)
+    job.open()
     job.find(max_context)
     return job.report(job.rewrite(max_context) if job.routable else None)
 
@@ -189,7 +199,6 @@ class _Job:
         source: Path,
         config: CompressionConfig | ModelConfig,
         progress: Progress,
-        dtype: Dtype | None = None,
     ) -> None:
         self._path = source
         self._config = config if isinstance(config, ModelConfig) else ModelConfig(config)
@@ -200,10 +209,7 @@ class _Job:
         self._found: list[KvSite | NearMiss] = []
         self._nodes_after: int | None = None
         self._scaled = 0
-        with self.stage("source"):
-            self._source = open_source(source, progress, dtype)
-            self._weights = WeightGuard(self._source.model)
-        self._nodes_before = len(self._source.model.graph)
+        self._tuning: TuningFacts | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -220,6 +226,47 @@ class _Job:
     @property
     def _sites(self) -> list[KvSite]:
         return [item for item in self._found if isinstance(item, KvSite)]
+
+    def tune(self, target: TuningTarget, *, scale_keys: bool) -> None:
+        """Choose the config of every layer; to be done first, while no other model is in memory.
+
+        Raises:
+            GearError: `BAD_CONFIG` for layers with configs of their own, and those of
+                `open_tunable` and `tune_checkpoint`.
+        """
+        from gear_trt.tune.checkpoint import open_tunable, tune_checkpoint, tuning_facts
+
+        if self._config.special:
+            raise GearError(
+                ErrorCode.BAD_CONFIG,
+                "single layers have configs of their own, and tuning chooses those",
+                hint="leave them out, or run `gear tune` and override what its file says: "
+                "`gear-export --config tuned.toml --layer ...`",
+            )
+
+        def tell(stage: str, _: str, done: float) -> None:
+            self._progress(f"tuning: {stage}", done)
+
+        with self.stage("tune"):
+            tuning = tune_checkpoint(
+                open_tunable(self._path),
+                self._config.base,
+                target,
+                scale_keys=scale_keys,
+                progress=tell,
+            )
+        self._config, self._tuning = tuning.config, tuning_facts(tuning, target)
+
+    def open(self, dtype: Dtype | None = None) -> None:
+        """Read the model.
+
+        Raises:
+            GearError: As `open_source`.
+        """
+        with self.stage("source"):
+            self._source = open_source(self._path, self._progress, dtype)
+            self._weights = WeightGuard(self._source.model)
+        self._nodes_before = len(self._source.model.graph)
 
     def find(self, max_context: int | None) -> None:
         """Look for attention layers."""
@@ -274,7 +321,7 @@ class _Job:
         write_engine(
             folder,
             self._source.model,
-            manifest_of(facts, self._layers(), self._versions),
+            manifest_of(facts, self._layers(), self._versions, self._tuning),
             write_companions=self._source.write_companions,
             weights=self._weights,
             progress=self._progress,
@@ -326,6 +373,7 @@ class _Job:
             nodes_before=self._nodes_before,
             nodes_after=self._nodes_after,
             scaled_layers=self._scaled,
+            tuning=self._tuning,
             file_bytes={} if folder is None else file_sizes(folder),
             seconds=self._seconds,
             versions=self._versions,

@@ -17,7 +17,7 @@ from gear_trt.export.build.tensorrt import BuildReport
 from gear_trt.export.passes.sites import KvSite, NearMiss
 from gear_trt.export.source.companions import TOKENIZER_FILE
 from gear_trt.runtime.footprint import fp16_bytes_per_token, page_bytes_per_token
-from gear_trt.runtime.manifest import LayerFacts, ModelFacts
+from gear_trt.runtime.manifest import LayerFacts, ModelFacts, TuningFacts
 from gear_trt.spec import CompressionConfig
 
 REPORT_FILE = "report.json"
@@ -113,6 +113,7 @@ class ExportReport(BaseModel):
         nodes_before: Nodes of the source graph.
         nodes_after: Nodes of the exported graph; None where it cannot be routed.
         scaled_layers: Layers whose key channels are scaled.
+        tuning: How the configs of the layers were chosen, where they were tuned.
         file_bytes: Size of every file of the engine folder; empty for a dry run.
         seconds: Time of every stage.
         versions: Of the packages that took part.
@@ -130,6 +131,7 @@ class ExportReport(BaseModel):
     nodes_before: int
     nodes_after: int | None = None
     scaled_layers: int = 0
+    tuning: TuningFacts | None = None
     file_bytes: dict[str, int] = {}
     seconds: dict[str, float] = {}
     versions: dict[str, str]

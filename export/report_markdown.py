@@ -43,6 +43,8 @@ def _facts(report: ExportReport) -> Iterable[str]:
             f"- cache: {cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} "
             f"bytes per token (FP16: {cost.fp16_bytes_per_token:,})"
         )
+    if report.tuning is not None:
+        yield f"- layers are tuned {report.tuning.outcome}"
     if report.scaled_layers:
         yield f"- key channels are scaled in {report.scaled_layers} of {len(report.sites)} layers"
     if report.nodes_after is not None:

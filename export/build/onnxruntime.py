@@ -14,7 +14,7 @@ from gear_trt.export.passes.sites import KvSite
 from gear_trt.export.passes.verify import check_file, verify_written
 from gear_trt.export.passes.weights import WeightGuard
 from gear_trt.export.source.source import Progress
-from gear_trt.runtime.manifest import MODEL_FILE, LayerFacts, Manifest, ModelFacts
+from gear_trt.runtime.manifest import MODEL_FILE, LayerFacts, Manifest, ModelFacts, TuningFacts
 from gear_trt.spec import CompressionConfig, layout_hash
 
 WEIGHTS_FILE = f"{MODEL_FILE}.data"
@@ -156,10 +156,15 @@ def layer_facts(site: KvSite, config: CompressionConfig) -> LayerFacts:
 
 
 def manifest_of(
-    model: ModelFacts, layers: tuple[LayerFacts, ...], versions: dict[str, str]
+    model: ModelFacts,
+    layers: tuple[LayerFacts, ...],
+    versions: dict[str, str],
+    tuning: TuningFacts | None,
 ) -> Manifest:
     """Return the manifest of a model that was routed for this page layout."""
-    return Manifest(layout_hash=layout_hash(), versions=versions, model=model, layers=layers)
+    return Manifest(
+        layout_hash=layout_hash(), versions=versions, model=model, layers=layers, tuning=tuning
+    )
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gear_trt.cli import _tensorrt, _ui
+from gear_trt.cli import _tensorrt, _tuning, _ui
 from gear_trt.errors import ExitStatus
 from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
 from gear_trt.spec.config_file import ConfigFile, choose_config
 from gear_trt.spec.model_config import LayerRule
+from gear_trt.tune.options import check_free
 
 if TYPE_CHECKING:
     from gear_trt.export import ExportReport
@@ -101,6 +102,11 @@ def export(
     rotate_keys: Annotated[bool | None, _switch("rotate_keys")] = None,
     rotate_values: Annotated[bool | None, _switch("rotate_values")] = None,
     fit_ranges: Annotated[bool | None, _switch("fit_ranges")] = None,
+    target_bits: _tuning.TargetBits = None,
+    target_kl: _tuning.TargetKl = None,
+    text: _tuning.Text = None,
+    tokens: _tuning.Tokens = None,
+    threads: _tuning.Threads = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -166,6 +172,9 @@ def export(
         raise typer.BadParameter("where to? Pass a folder, or --dry-run", param_hint="--output")
     if dry_run and (print_trtexec or tensorrt is not None):
         raise typer.BadParameter("a dry run builds no engine", param_hint="--tensorrt")
+    if dry_run and (target_bits is not None or target_kl is not None):
+        raise typer.BadParameter("a dry run measures nothing", param_hint=_tuning.TARGETS)
+    tuning = _tuning.TuningFlags(target_bits, target_kl, text, tokens, threads)
     engine = _tensorrt.TensorRTFlags(
         max_batch=max_batch,
         max_new_tokens=max_new_tokens,
@@ -195,15 +204,18 @@ def export(
     }
 
     def action() -> None:
-        chosen = choose_config(
-            ConfigFile() if config is None else ConfigFile.read(config),
-            preset=preset,
-            fields={name: int(value) for name, value in overrides.items() if value is not None},
-            rules=[LayerRule.parse(text) for text in layer or ()],
-        )
+        file = ConfigFile() if config is None else ConfigFile.read(config)
+        fields = {name: int(value) for name, value in overrides.items() if value is not None}
+        rules = [LayerRule.parse(rule) for rule in layer or ()]
+        chosen = choose_config(file, preset=preset, fields=fields, rules=rules)
+        target = tuning.wanted()
+        if target is not None:
+            check_free({**file.fields, **fields})
         options = engine.wanted(tensorrt, print_trtexec=print_trtexec)
         from gear_trt.export import export_model, inspect_model, trtexec_command
 
+        if target is not None:
+            tuning.use_threads()
         with _ui.progress() as progress:
             if dry_run or output is None:
                 report = inspect_model(
@@ -218,6 +230,7 @@ def export(
                     tokenizer=tokenizer,
                     dtype=dtype,
                     scale_keys=scale_keys,
+                    tuning=target,
                     force=force,
                     tensorrt=None if print_trtexec else options,
                     progress=progress,
@@ -226,8 +239,8 @@ def export(
         if print_trtexec and options is not None and report.output is not None:
             command = trtexec_command(report.output, options)
         if json:
-            fields = report.model_dump(mode="json")
-            _ui.emit_json(SCHEMA, fields if command is None else {**fields, "trtexec": command})
+            result = report.model_dump(mode="json")
+            _ui.emit_json(SCHEMA, result if command is None else {**result, "trtexec": command})
         elif report.output is None:
             _ui.print_sites(report.sites, each=True)
         else:
@@ -253,6 +266,8 @@ def _print_engine(report: ExportReport, output: str) -> None:
             f"{cost.bits_per_element:.2f} bits per element, {cost.bytes_per_token:,.0f} bytes per "
             f"token (FP16: {cost.fp16_bytes_per_token:,})",
         )
+    if report.tuning is not None:
+        table.add_row("tuned", report.tuning.outcome)
     if report.scaled_layers:
         table.add_row("key scales", f"in {report.scaled_layers} layers")
     if report.model is not None:

@@ -99,6 +99,8 @@ def _print_summary(summary: EngineSummary) -> None:
         table.add_row("", ", ".join(f"{name} {value}" for name, value in settings))
         table.add_row("", f"{group.bits_per_element:.2f} bits per K or V element")
     table.add_row("key scales", "yes" if summary.has_key_scales else "no")
+    if summary.tuning is not None:
+        table.add_row("tuned", summary.tuning.outcome)
     ratio = summary.fp16_bytes_per_token / summary.gear_bytes_per_token
     table.add_row("FP16 cache", f"{summary.fp16_bytes_per_token} bytes per token")
     table.add_row("GEAR cache", f"{summary.gear_bytes_per_token:.0f} bytes per token, {ratio:.2f}x")

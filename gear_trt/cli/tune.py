@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gear_trt.cli import _ui
+from gear_trt.cli import _tuning, _ui
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
 from gear_trt.spec.config_file import config_text
@@ -17,11 +17,9 @@ from gear_trt.spec.model_config import layer_ranges
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gear_trt.tune.tuning import Tuner, Tuning
+    from gear_trt.tune.tuning import Tuning
 
 SCHEMA = "gear.tune/1"
-MIN_TOKENS = 192
-"""A text must fill pages of which some queries lie far enough behind."""
 
 
 def tune(
@@ -37,29 +35,10 @@ def tune(
             show_default=False,
         ),
     ],
-    target_bits: Annotated[
-        float | None,
-        typer.Option(min=0, help="Most bits per element, everything included.", show_default=False),
-    ] = None,
-    target_kl: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Largest KL divergence of the next token from the uncompressed cache's.",
-            show_default=False,
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="Text to measure on, like what the model will read.",
-            show_default="one that the model writes",
-        ),
-    ] = None,
-    tokens: Annotated[
-        int,
-        typer.Option(min=MIN_TOKENS, help="Tokens of each of the two sequences to measure on."),
-    ] = 512,
+    target_bits: _tuning.TargetBits = None,
+    target_kl: _tuning.TargetKl = None,
+    text: _tuning.Text = None,
+    tokens: _tuning.Tokens = None,
     preset: Annotated[
         str,
         typer.Option(help=f"Named config whose other fields stay: {', '.join(PRESETS)}."),
@@ -71,7 +50,7 @@ def tune(
             help="Tune for an engine whose key channels are scaled, as gear-export does it.",
         ),
     ] = True,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: _tuning.Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the TOML file.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[
@@ -83,39 +62,26 @@ def tune(
     Every layer is compressed alone, and what that costs the model is measured; then the cheapest
     choices for all layers are computed and measured together. Minutes for a small model on a CPU.
     """
-    if (target_bits is None) == (target_kl is None):
-        raise typer.BadParameter("give one of the two", param_hint="--target-bits, --target-kl")
+    flags = _tuning.TuningFlags(target_bits, target_kl, text, tokens, threads)
 
     def action() -> None:
+        target = flags.wanted()
+        if target is None:
+            raise typer.BadParameter("give one of the two", param_hint=_tuning.TARGETS)
         _check_output(output, force=force)
         base = CompressionConfig.preset(preset)
-        import torch
+        from gear_trt.tune.checkpoint import open_tunable, tune_checkpoint, tuning_facts
 
-        from gear_trt.eval.checkpoint import Checkpoint
-        from gear_trt.eval.text import read_sequences
-        from gear_trt.tune.options import check_base
-        from gear_trt.tune.text import SEQUENCES, write_tokens
-        from gear_trt.tune.tuning import Tuner
-
-        check_base(base)
-        torch.set_num_threads(threads)
-        checkpoint = Checkpoint(model)
-        ids = None
-        if text is not None:
-            ids = read_sequences(text, checkpoint.tokenizer(), sequences=SEQUENCES, context=tokens)
+        flags.use_threads()
+        checkpoint = open_tunable(model)
         with _ui.progress_bar() as progress:
-            progress("loading", checkpoint.name, 0.0)
-            network = checkpoint.network()
-            if ids is None:
-                progress("writing", "the text to measure on", 0.0)
-                ids = write_tokens(network, tokens)
-            tuner = Tuner(network, ids, base, progress, scale_keys=scale_keys)
-            tuning = _reach(tuner, target_bits, target_kl)
-        source = text.name if text else "text that it wrote"
+            tuning = tune_checkpoint(
+                checkpoint, base, target, scale_keys=scale_keys, progress=progress
+            )
         scaling = "with" if tuning.has_key_scales else "without"
         note = (
             f"gear tune {checkpoint.name}: {tuning.bits_per_element:.3f} bits per element,\n"
-            f"KL divergence {tuning.kl.mean:.5f} on {tuning.tokens} tokens of {source},\n"
+            f"tuned {tuning_facts(tuning, target).outcome},\n"
             f"{scaling} key scales"
         )
         output.write_text(config_text(tuning.config, note), encoding="utf-8")
@@ -137,14 +103,6 @@ def _check_output(path: Path, *, force: bool) -> None:
         raise GearError(
             ErrorCode.MISSING_FILE, f"there is no folder {path.parent}", hint="make it first"
         )
-
-
-def _reach(tuner: Tuner, bits: float | None, kl: float | None) -> Tuning:
-    if bits is not None:
-        return tuner.within_bits(bits)
-    if kl is not None:
-        return tuner.below_kl(kl)
-    raise ValueError("no target")
 
 
 def _fields(tuning: Tuning) -> dict[str, object]:

@@ -80,10 +80,10 @@ def gear(
     """Return our cache: pages in memory, read by our kernels.
 
     Args:
-        name: Name of the candidate; it gets a suffix without scales that would change something.
+        name: Name of the candidate; it gets a suffix where keys could be scaled and are not.
         compression: How every layer is compressed.
         config: Of the model: its layers and head_dim decide the bits.
-        key_scales: As in `GearCache`; None where they are not scaled.
+        key_scales: As in `GearCache`.
 
     Raises:
         GearError: `BAD_CONFIG` where a layer is named that the model does not have.
@@ -92,8 +92,9 @@ def gear(
     text = config.get_text_config(decoder=True)
     layers = compression.of_layers(text.num_hidden_layers)
     bits = [bits_per_element(layer, head_dim(config)) for layer in layers]
+    is_scaled = any(scales_HD is not None for scales_HD in key_scales or ())
     return Candidate(
-        name=cache_name(name, layers, is_scaled=key_scales is not None),
+        name=cache_name(name, layers, is_scaled=is_scaled),
         kind=GEAR,
         cache=describe(layers[0]),
         bits_per_element=sum(bits) / len(bits),

@@ -103,9 +103,9 @@ def open_network(path: Path, *, configs: Sequence[str], scale_keys: bool, thread
     checkpoint = Checkpoint(path)
     subject = NetworkSubject(checkpoint.name, checkpoint.network())
     config = subject.model.config
-    scales = KeyScales(subject.model)
+    scales = KeyScales(subject.model, scale_keys=scale_keys)
     caches = [
-        candidate.gear(name, compression, config, scales.of(compression) if scale_keys else None)
+        candidate.gear(name, compression, config, scales.of(compression))
         for name, compression in chosen
     ]
     return Contest(subject, checkpoint.tokenizer(), caches)

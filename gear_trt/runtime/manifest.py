@@ -124,6 +124,41 @@ class TensorRTFacts(BaseModel):
     limits: EngineLimits
 
 
+class TuningFacts(BaseModel):
+    """How the configs of the layers were chosen, for people.
+
+    Attributes:
+        target_bits: Most bits per element that were asked for; None where a divergence was.
+        target_kl: Largest KL divergence that was asked for; None where bits were.
+        text: Name of the text that they were measured on; None for one that the model wrote.
+        tokens: Scored tokens of it.
+        kl: Mean KL divergence on them from the uncompressed cache, nats.
+        kl_error: Half the width of its 95 % confidence interval.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_bits: float | None = None
+    target_kl: float | None = None
+    text: str | None = None
+    tokens: Size
+    kl: float
+    kl_error: float
+
+    @property
+    def outcome(self) -> str:
+        """What was asked for and what was measured, in a line."""
+        target = (
+            f"a KL divergence of {self.target_kl:g}"
+            if self.target_bits is None
+            else f"{self.target_bits:g} bits per element"
+        )
+        return (
+            f"to {target}: KL {self.kl:.5f} ± {self.kl_error:.5f} on {self.tokens:,} tokens of "
+            f"{self.text or 'text that the model wrote'}"
+        )
+
+
 class Manifest(BaseModel):
     """The whole of `gear.json`.
 
@@ -134,6 +169,7 @@ class Manifest(BaseModel):
         model: Facts of the model.
         layers: Every attention layer, in the order of its index.
         has_key_scales: Whether the graph scales the channels of keys.
+        tuning: How the configs of the layers were chosen, where `gear-export` tuned them.
         tensorrt: Of the TensorRT engine, where the folder has one.
     """
 
@@ -145,6 +181,7 @@ class Manifest(BaseModel):
     model: ModelFacts
     layers: Annotated[tuple[LayerFacts, ...], Field(min_length=1)]
     has_key_scales: bool = False
+    tuning: TuningFacts | None = None
     tensorrt: TensorRTFacts | None = None
 
     @field_validator("layers")

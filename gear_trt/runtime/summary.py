@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from gear_trt.runtime.footprint import buffer_bytes, fp16_bytes_per_token, page_bytes_per_token
-from gear_trt.runtime.manifest import LayerFacts, Manifest, ModelFacts
+from gear_trt.runtime.manifest import LayerFacts, Manifest, ModelFacts, TuningFacts
 from gear_trt.spec import bits_per_element
 
 
@@ -34,6 +34,7 @@ class EngineSummary(BaseModel):
         versions: Package versions that made the folder.
         model: Facts of the model.
         has_key_scales: Whether the graph scales the channels of keys.
+        tuning: How the configs of the layers were chosen, where `gear-export` tuned them.
         layer_groups: Layers that are alike.
         fp16_bytes_per_token: What a token takes in an FP16 cache.
         gear_bytes_per_token: What a token takes once it is compressed.
@@ -44,6 +45,7 @@ class EngineSummary(BaseModel):
     versions: dict[str, str]
     model: ModelFacts
     has_key_scales: bool
+    tuning: TuningFacts | None
     layer_groups: list[LayerGroup]
     fp16_bytes_per_token: int
     gear_bytes_per_token: float
@@ -62,6 +64,7 @@ class EngineSummary(BaseModel):
             versions=manifest.versions,
             model=manifest.model,
             has_key_scales=manifest.has_key_scales,
+            tuning=manifest.tuning,
             layer_groups=_group(manifest.layers),
             fp16_bytes_per_token=fp16_bytes_per_token(manifest.layers),
             gear_bytes_per_token=page_bytes_per_token(manifest.layers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,8 @@ VARIANTS: tuple[Mapping[str, int], ...] = (
 )
 """What both sides of a layer share. Rank and outliers that cost more than a bit per element are not
 worth their bytes on any model tried."""
+CHOSEN_FIELDS = ("key_bits", "value_bits", *VARIANTS[0])
+"""What the solver chooses for each layer."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,21 @@ def check_base(base: CompressionConfig) -> None:
             f"a config of {base.key_bits} bits cannot be tuned: it compresses nothing",
             hint="start from another --preset",
         )
+
+
+def check_free(fields: Collection[str]) -> None:
+    """Refuse fields that somebody set for all layers where tuning chooses them for each.
+
+    Raises:
+        GearError: `BAD_CONFIG`.
+    """
+    for name in CHOSEN_FIELDS:
+        if name in fields:
+            raise GearError(
+                ErrorCode.BAD_CONFIG,
+                f"{name} is set, and tuning chooses it for each layer",
+                hint=f"leave out --{name.replace('_', '-')}, and {name} of a config file",
+            )
 
 
 def side_options() -> tuple[SideOption, ...]:

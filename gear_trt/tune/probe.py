@@ -13,19 +13,17 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.eval.steps import SLICE
-from gear_trt.spec import CompressionConfig
+from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.torch.cache import ATTENTION_NAME, layer_windows
 from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens
 from gear_trt.tune.options import SideOption
-from gear_trt.tune.scales import LayerScales
 
 Key = TypeVar("Key", bound=Hashable)
 Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
-ScalesOf = Callable[[int, CompressionConfig], Tensor | None]
-"""Returns the scales [H, D] of a layer's keys under a config; None for all 1."""
 
 
 class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
@@ -38,7 +36,7 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: Which layer of the model it is.
         sliding_window: As in `GearLayer`.
         configs: Of every option, by what tells it from others.
-        scales_of: What keys are scaled by.
+        scales: Of its key channels [H, D], by option; None for all 1.
         report: Told when the layer is done.
     """
 
@@ -47,13 +45,13 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
         index: int,
         sliding_window: int,
         configs: Mapping[Key, CompressionConfig],
-        scales_of: ScalesOf,
+        scales: Mapping[Key, Tensor | None],
         report: Callable[[], None],
     ) -> None:
         super().__init__(index, CompressionConfig.preset("exact"), sliding_window)
         self.errors: dict[Key, float] = {}
         self._configs = configs
-        self._scales_of = scales_of
+        self._scales = scales
         self._report = report
 
     def attend(
@@ -68,8 +66,8 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
     ) -> Tensor:
         """Attend to a whole text exactly (`GearLayer.attend`); fill in `errors`."""
 
-        def replay(config: CompressionConfig) -> Tensor:
-            scales_HD = self._scales_of(self.index, config)
+        def replay(option: Key) -> Tensor:
+            config, scales_HD = self._configs[option], self._scales[option]
             layer = GearLayer(self.index, config, self.sliding_window, scales_HD)
             layer.lazy_initialization(key_BSHD.transpose(1, 2), value_BSHD.transpose(1, 2))
             outputs = []
@@ -87,8 +85,8 @@ class ProbeLayer(GearLayer, Generic[Key]):  # type: ignore[no-untyped-call]
 
         exact = super().attend(query_BSND, key_BSHD, value_BSHD, new, scale=scale, softcap=softcap)
         energy = float(exact.double().square().sum())
-        for option, config in self._configs.items():
-            error = float((replay(config) - exact).double().square().sum())
+        for option in self._configs:
+            error = float((replay(option) - exact).double().square().sum())
             self.errors[option] = error / energy if energy else 0.0
         self._report()
         return exact
@@ -100,7 +98,7 @@ def probe(
     tokens_BT: Tensor,
     base: CompressionConfig,
     options: Sequence[SideOption],
-    scales: LayerScales,
+    scales: KeyScales,
     report: Report,
 ) -> list[dict[SideOption, float]]:
     """Run a text through a model and return the errors of every option, per layer.
@@ -113,8 +111,10 @@ def probe(
         scales: Of keys.
         report: Told when a layer is done.
     """
-    model.set_attn_implementation(ATTENTION_NAME)
     configs = {option: option.config(base) for option in options}
+    # not inside of the pass below: measuring is one of its own
+    measured = {option: scales.of(ModelConfig(config)) for option, config in configs.items()}
+    model.set_attn_implementation(ATTENTION_NAME)
     windows = layer_windows(model.config)
     done = 0
 
@@ -124,7 +124,14 @@ def probe(
         report(f"layer {done} of {len(windows)}", done / len(windows))
 
     layers = [
-        ProbeLayer(index, window, configs, scales.of, tell) for index, window in enumerate(windows)
+        ProbeLayer(
+            index,
+            window,
+            configs,
+            {option: of_layers[index] for option, of_layers in measured.items()},
+            tell,
+        )
+        for index, window in enumerate(windows)
     ]
     model.base_model(tokens_BT, past_key_values=Cache(layers=[*layers]))
     return [layer.errors for layer in layers]

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from gear_trt.eval.candidate import Decoder, gear
 from gear_trt.eval.divergence import Yardstick
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.spec import CompressionConfig, ModelConfig
 from gear_trt.tune.options import LayerOption, SideOption, uncompressed
-from gear_trt.tune.scales import LayerScales
 
 Report = Callable[[str, float], None]
 """Takes what is done, and which part of it is done, 0 to 1."""
@@ -24,7 +24,7 @@ def measure(
     model: PreTrainedModel,
     yardstick: Yardstick,
     base: CompressionConfig,
-    scales: LayerScales,
+    scales: KeyScales,
     report: Report,
 ) -> list[float]:
     """Return the KL divergence of every layer's anchor, compressed alone.
@@ -41,8 +41,7 @@ def measure(
     for index in range(count):
         alone = ((range(index, index + 1), ANCHOR.config(base)),)
         compression = ModelConfig(uncompressed(base), alone)
-        key_scales = scales.of_layers(compression.of_layers(count))
-        candidate = gear("one layer", compression, model.config, key_scales)
+        candidate = gear("one layer", compression, model.config, scales.of(compression))
         losses.append(yardstick.judge(Decoder(model, candidate)).kl.mean)
         report(f"layer {index + 1} of {count}", (index + 1) / count)
     return losses

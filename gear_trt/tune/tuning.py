@@ -8,6 +8,7 @@ chosen is measured as a whole at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,10 +20,10 @@ from transformers import PreTrainedModel
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval.candidate import Decoder, exact, gear, head_dim
 from gear_trt.eval.divergence import Estimate, Yardstick
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element, page_layout
 from gear_trt.tune.options import layer_options, side_options
 from gear_trt.tune.probe import probe
-from gear_trt.tune.scales import LayerScales
 from gear_trt.tune.sensitivity import expected_losses, measure
 from gear_trt.tune.solve import Choice, Frontier
 
@@ -93,11 +94,10 @@ class Tuner:
         self._progress = progress
         options = list(layer_options())
         self._configs = [option.config(base) for option in options]
-        if scale_keys:
-            progress("key scales", "", 0.0)
-        self._scales = LayerScales(model, self._configs if scale_keys else ())
+        self._scales = KeyScales(model, scale_keys=scale_keys)
         progress("uncompressed", "", 0.0)
         self._yardstick = Yardstick(Decoder(model, exact()), tokens_BT)
+        progress("attention", "", 0.0)
         errors = probe(
             model,
             torch.from_numpy(tokens_BT[:, :-1]),
@@ -135,8 +135,7 @@ class Tuner:
         budget = bits * 2 * base.chunk * self._head_dim / 8 * len(self._choices)
         picks = self._frontier.within(budget)
         if picks is None:
-            least = min(bits_per_element(config, self._head_dim) for config in self._configs)
-            raise _unreachable(f"{bits} bits per element", f"ask for {least:.3f} bits or more")
+            raise _too_few(bits, least_bits(base, self._head_dim))
         return self._judge(picks)
 
     def below_kl(self, kl: float) -> Tuning:
@@ -169,10 +168,11 @@ class Tuner:
 
     def _judge(self, picks: Sequence[int]) -> Tuning:
         layers = tuple(self._configs[pick] for pick in picks)
+        compression = ModelConfig.of_each(layers)
         bits = sum(bits_per_element(config, self._head_dim) for config in layers) / len(layers)
         self._progress("verifying", f"{bits:.3f} bits per element", _MEASURED)
-        key_scales = self._scales.of_layers(layers)
-        candidate = gear("tuned", ModelConfig.of_each(layers), self._model.config, key_scales)
+        key_scales = self._scales.of(compression)
+        candidate = gear("tuned", compression, self._model.config, key_scales)
         scores = self._yardstick.judge(Decoder(self._model, candidate))
         return Tuning(
             layers=layers,
@@ -184,6 +184,27 @@ class Tuner:
             tokens=scores.divergence_BT.size,
             has_key_scales=any(scales_HD is not None for scales_HD in key_scales),
         )
+
+
+def check_bits(bits: float, base: CompressionConfig, head_dim: int) -> None:
+    """Refuse what `Tuner.within_bits` would refuse, before anything is measured.
+
+    Raises:
+        GearError: `BAD_REQUEST`.
+    """
+    least = least_bits(base, head_dim)
+    if bits < least:
+        raise _too_few(bits, least)
+
+
+def least_bits(base: CompressionConfig, head_dim: int) -> float:
+    """Return the bits per element of the smallest choice."""
+    return min(bits_per_element(option.config(base), head_dim) for option in layer_options())
+
+
+def _too_few(bits: float, least: float) -> GearError:
+    enough = math.ceil(1000 * least) / 1000
+    return _unreachable(f"{bits:g} bits per element", f"ask for {enough:g} bits or more")
 
 
 def _unreachable(target: str, hint: str) -> GearError:

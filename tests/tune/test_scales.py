@@ -7,18 +7,16 @@ import torch
 from gear_trt.eval import key_scales
 from gear_trt.eval.candidate import Decoder, exact
 from gear_trt.eval.divergence import Yardstick
-from gear_trt.spec import CompressionConfig, ModelConfig
+from gear_trt.eval.key_scales import KeyScales
+from gear_trt.spec import CompressionConfig
 from gear_trt.torch import measure_key_scales
-from gear_trt.tune.options import layer_options, side_options
-from gear_trt.tune.probe import probe
-from gear_trt.tune.scales import LayerScales
+from gear_trt.tune.options import side_options
+from gear_trt.tune.probe import ProbeLayer, probe
 from gear_trt.tune.sensitivity import measure
 from tests.torch.networks import network, tokens
 from tests.tune.conftest import make_tuner
 
 BASE = CompressionConfig.preset("k4v4")
-GROUPS_OF_32, GROUPS_OF_64 = (BASE.model_copy(update={"group_size": size}) for size in (32, 64))
-VALUES_ALONE = BASE.model_copy(update={"key_bits": 16, "rotate_keys": 0})
 UNEVEN_LAYER = 1
 HEAD_DIM = 32
 
@@ -37,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def scales(model):
-    return LayerScales(model, [GROUPS_OF_32, GROUPS_OF_64])
+    return KeyScales(model)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +43,7 @@ def tuners(model):
     return [make_tuner(model=model, scale_keys=scale_keys) for scale_keys in (False, True)]
 
 
-def test_layers_have_the_scales_that_export_would_measure(model, scales):
-    layers = [GROUPS_OF_32, GROUPS_OF_64, VALUES_ALONE]
-    special = [(range(index, index + 1), layers[index]) for index in (1, 2)]
-    want = measure_key_scales(model, ModelConfig(layers[0], tuple(special)))
-    got = scales.of_layers(layers)
-    assert got[2] is want[2] is None
-    assert all(torch.equal(*pair) for pair in zip(got[:2], want[:2], strict=True))
-    assert not torch.equal(scales.of(0, GROUPS_OF_32), scales.of(0, GROUPS_OF_64))
-
-
-def test_one_pass_per_group_size(model, monkeypatch):
+def test_scales_of_all_choices_are_measured_before_the_pass_that_probes(model, monkeypatch):
     measured = []
 
     def counted(model, compression):
@@ -63,19 +51,24 @@ def test_one_pass_per_group_size(model, monkeypatch):
         return measure_key_scales(model, compression)
 
     monkeypatch.setattr(key_scales, "measure_key_scales", counted)
-    configs = [VALUES_ALONE, *(option.config(BASE) for option in layer_options())]
-    scales = LayerScales(model, configs)
-    assert len(measured) == 2
-    assert LayerScales(model, ()).of_layers(configs[:3]) == [None] * 3
-    assert scales.of(0, VALUES_ALONE) is None
-    assert len(measured) == 2
+    seen = []
+
+    class Watched(ProbeLayer):
+        def attend(self, *tensors, **how):
+            seen.append(len(measured))
+            return super().attend(*tensors, **how)
+
+    monkeypatch.setattr("gear_trt.tune.probe.ProbeLayer", Watched)
+    make_tuner(model=model).within_bits(3.6)
+    assert [config.group_size for config in measured] == [32, 64]
+    assert seen == [2] * 3
 
 
 def test_attention_is_probed_with_scales(model, scales):
     options = [option for option in side_options() if option.variant == 0 and option.bits < 8]
     plain, scaled = (
         probe(model, tokens(2, 160), BASE, options, given, lambda *_: None)[UNEVEN_LAYER]
-        for given in (LayerScales(model, ()), scales)
+        for given in (KeyScales(model, scale_keys=False), scales)
     )
     for option in options:
         if option.side == "key":
@@ -88,7 +81,7 @@ def test_layers_alone_are_measured_with_scales(model, scales):
     yardstick = Yardstick(Decoder(model, exact()), tokens(2, 160).numpy())
     plain, scaled = (
         measure(model, yardstick, BASE, given, lambda *_: None)
-        for given in (LayerScales(model, ()), scales)
+        for given in (KeyScales(model, scale_keys=False), scales)
     )
     assert scaled[UNEVEN_LAYER] < 0.8 * plain[UNEVEN_LAYER]
 

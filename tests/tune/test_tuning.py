@@ -4,11 +4,11 @@ from transformers import DynamicCache
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.eval.candidate import Decoder, exact, gear
 from gear_trt.eval.divergence import Yardstick
+from gear_trt.eval.key_scales import KeyScales
 from gear_trt.spec import CompressionConfig, ModelConfig, bits_per_element
 from gear_trt.torch import measure_key_scales
 from gear_trt.tune.options import layer_options, side_options
 from gear_trt.tune.probe import probe
-from gear_trt.tune.scales import LayerScales
 from gear_trt.tune.text import SEQUENCES, write_tokens
 from tests.torch.networks import network, tokens
 from tests.tune.conftest import CONTEXT, make_tuner
@@ -74,7 +74,6 @@ def test_two_runs_choose_alike(tuner):
     other = make_tuner(lambda stage, _, done: stages.append((stage, done)))
     assert other.within_bits(3.6) == tuner.within_bits(3.6)
     assert list(dict.fromkeys(stage for stage, _ in stages)) == [
-        "key scales",
         "uncompressed",
         "attention",
         "sensitivity",
@@ -88,8 +87,7 @@ def test_windows_and_soft_caps_are_probed(family):
     model = network(family)
     base = CompressionConfig.preset("k4v4")
     options = [option for option in side_options() if option.variant == 0]
-    scales = LayerScales(model, [base])
-    errors = probe(model, tokens(2, 160), base, options, scales, lambda *_: None)
+    errors = probe(model, tokens(2, 160), base, options, KeyScales(model), lambda *_: None)
     assert len(errors) == len(DynamicCache(config=model.config).layers)
     for layer in errors:
         for side in ("key", "value"):
