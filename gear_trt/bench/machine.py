@@ -14,7 +14,8 @@ from typing import Any
 _PACKAGES = ("gear-trt", "onnxruntime", "numpy", "torch", "transformers", "llama-cpp-python")
 _SIMD_FLAGS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl",
-    "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "neon", "asimd",
+    "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "neon", "asimd", "asimddp",
+    "i8mm", "sve",
 )  # fmt: skip
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU_FACTS = Path("/proc/cpuinfo")
