@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,43 @@ from gear_trt.runtime.memory import Memory, StateArray
 
 PREFILL_SLICE = 512
 """Tokens per run of a graph, all sequences together: bounds the memory that a long prompt takes."""
+UNLIMITED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast prompts run, for those who let them take turns with sequences that decode.
+
+    Attributes:
+        prefill_tokens: Prompt tokens, padding included, that take about as long as a decode step.
+        seconds_per_token: What one token of a long prompt takes, roughly.
+    """
+
+    prefill_tokens: int
+    seconds_per_token: float
+
+
+CPU_PACE = Pace(prefill_tokens=160, seconds_per_token=0.0025)
+"""Chosen for SmolLM2-135M on two cores."""
+GPU_PACE = Pace(prefill_tokens=512, seconds_per_token=0.0001)
+"""Not measured. A step reads all weights, and up to some hundred tokens cost little more than one:
+in FP16 a token is 1 FLOP per byte, and GPUs from an A100 to an H100 do 150 to 300 per byte read. A
+long prompt alone runs page by page, and a step of one page is taken to last some milliseconds."""
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """The largest cache that a backend works on.
+
+    Attributes:
+        num_pages: Pages of each layer's pool.
+        slots: Rows of each layer's residual buffer.
+        max_pages: Pages of one sequence.
+    """
+
+    num_pages: int = UNLIMITED
+    slots: int = UNLIMITED
+    max_pages: int = UNLIMITED
 
 
 class CacheMemory(Protocol):
@@ -78,6 +116,16 @@ class Backend(Protocol):
     @property
     def memory(self) -> Memory:
         """Where the state of its caches must lie."""
+        ...
+
+    @property
+    def cache_limits(self) -> CacheLimits:
+        """The largest cache that `bind` takes."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """How fast prompts run."""
         ...
 
     def bind(self, cache: CacheMemory) -> BoundGraph:

@@ -2,11 +2,15 @@
 the interface that GPUs are driven through."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
-from gear_trt.runtime.device.graph import Limits, Programs
+from gear_trt.runtime.backend import GPU_PACE, CacheLimits
+from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.manifest import Manifest
+from gear_trt.runtime.memory import DeviceMemory
+from gear_trt.runtime.model import Model
 from gear_trt.runtime.onnxruntime import logits_dtype, open_session, session_options
 from gear_trt.runtime.onnxruntime_cuda import OrtProgram
 
@@ -99,3 +103,32 @@ def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=Non
         manifest.model.vocab_size,
         faults or (lambda: None),
     )
+
+
+class DeviceBackend:
+    """A backend over the CPU engine, driven as a GPU is."""
+
+    cache_limits = CacheLimits()
+    pace = GPU_PACE
+
+    def __init__(self, folder, **programs):
+        self.queue = HostQueue()
+        self.memory = DeviceMemory(self.queue)
+        self._folder = folder
+        self._programs = programs
+
+    def bind(self, cache):
+        self.programs = host_programs(self._folder, cache, self.queue, **self._programs)
+        return DeviceGraph(self.programs, cache, self.queue)
+
+
+def device_model(folder, **programs):
+    """A model whose caches lie on the device."""
+    return Model(folder, Manifest.read(folder), DeviceBackend(folder, **programs))
+
+
+OPEN = {
+    "host": partial(Model.open, threads=1),
+    "device": partial(device_model, decode=Limits(batch=4, seq_len=1)),
+}
+"""How to open an engine folder, by where its caches shall lie."""

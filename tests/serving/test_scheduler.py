@@ -11,11 +11,19 @@ from gear_trt.runtime.footprint import buffer_bytes, fp16_bytes_per_token, page_
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.serving import Scheduler
+from tests.runtime.device import OPEN
 from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer, write_engine
+from tests.serving.wrapped import Wrapped
 
 TEXT = np.random.default_rng(3).integers(0, 256, 390).tolist()
 MEGABYTES = 2**20
 PROMPT = "What is it?"
+
+
+@pytest.fixture(scope="module", params=OPEN)
+def model(request, folder):
+    """Its caches lie in the host's memory, or on a device."""
+    return OPEN[request.param](folder)
 
 
 def options(**values):
@@ -39,16 +47,12 @@ def scheduler(model):
         yield scheduler
 
 
-class Held:
+class Held(Wrapped):
     """The toy model's graph, which does as many runs as the test allows."""
 
     def __init__(self, backend):
-        self.backend = backend
+        super().__init__(backend)
         self.runs = threading.Semaphore(0)
-
-    def bind(self, cache):
-        self.graph = self.backend.bind(cache)
-        return self
 
     def run(self, tokens_BS, new_lengths):
         self.runs.acquire()

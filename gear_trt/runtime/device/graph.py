@@ -13,15 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gear_trt.runtime.backend import CacheMemory
+from gear_trt.runtime.backend import UNLIMITED, CacheMemory
 from gear_trt.runtime.device.inputs import StepInputs, StepShape
 from gear_trt.runtime.device.logits import DeviceLogits
 from gear_trt.runtime.device.queue import Queue
 from gear_trt.spec import graph
 
 log = logging.getLogger(__name__)
-
-UNLIMITED = 2**31 - 1
 
 
 @dataclass(frozen=True)
