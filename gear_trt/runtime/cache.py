@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -181,10 +181,7 @@ class GearCache:
             ("a buffer row has two owners", len(np.unique(self.slots)) != self.batch),
             ("a length is negative", bool((self.lengths < 0).any())),
             ("a length is beyond max_tokens", bool((self.lengths > self.max_tokens).any())),
-            (
-                "a residual buffer holds a value that is not finite",
-                not self._memory.all_finite(self._rows_in_use()),
-            ),
+            ("a residual buffer holds a value that is not finite", not self._is_finite()),
         ):
             if found:
                 raise GearError(
@@ -208,12 +205,8 @@ class GearCache:
                 hint=f"load the engine with max_tokens={longest} or more",
             )
 
-    def _rows_in_use(self) -> Iterator[StateArray]:
-        """Yield the buffer rows that hold tokens; others may be of a step that has failed."""
-        for rows, layer in zip(self.residual_buffers, self.layers, strict=True):
-            for slot, length in enumerate(self.lengths.tolist()):
-                used = length - num_pages(length, layer.config) * layer.config.chunk
-                yield rows[slot, :, :, :used]
+    def _is_finite(self) -> bool:
+        return self._memory.all_finite(self.residual_buffers)
 
     def _used_pages(self, layer: LayerFacts, sequence: int) -> int:
         return num_pages(int(self.lengths[sequence]), layer.config)

@@ -335,15 +335,9 @@ class PagedCache:
         for sequence in self._open:
             if len(sequence.pages) < self._full_pages(sequence.length):
                 raise damaged(f"the sequence of buffer row {sequence.slot} lacks pages")
-        if not self.memory.all_finite(self._rows_in_use()):
+        in_use = (rows[slot] for rows in self.residual_buffers for slot in taken)
+        if not self.memory.all_finite(in_use):
             raise damaged("a residual buffer holds a value that is not finite")
-
-    def _rows_in_use(self) -> Iterator[StateArray]:
-        """Yield the buffer rows that hold tokens; others may be of a step that has failed."""
-        for sequence in self._open:
-            used = sequence.length - self._full_pages(sequence.length) * self.chunk
-            for rows in self.residual_buffers:
-                yield rows[sequence.slot, :, :, :used]
 
     def _full_pages(self, length: int) -> int:
         return num_pages(length, self.layers[0].config)

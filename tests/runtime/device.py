@@ -1,7 +1,7 @@
 """A device that every machine has: torch tensors on the CPU, and ONNX Runtime's CPU engine behind
 the interface that GPUs are driven through."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -27,11 +27,17 @@ class HostQueue:
         self.captures = 0
         self.replays = 0
         self.can_capture = True
+        self.is_active = False
         self._recorded = None
         QUEUES[self.handle] = self
 
+    @contextmanager
     def active(self):
-        return nullcontext()
+        before, self.is_active = self.is_active, True
+        try:
+            yield
+        finally:
+            self.is_active = before
 
     def host_bytes(self, size):
         return torch.full((size,), 0x7F, dtype=torch.uint8)  # nobody may rely on zeros

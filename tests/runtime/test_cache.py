@@ -225,8 +225,5 @@ def test_integrity_names_the_fault(field, place, value, fault):
 
 def test_integrity_notices_values_that_are_not_finite():
     cache = new_cache()
-    cache.lengths[0] = 3
-    cache.residual_buffers[1][0, 1, 0, 3, 3] = np.nan  # where no token is
-    cache.check_integrity()
-    cache.lengths[0] = 4
+    cache.residual_buffers[1][0, 1, 0, 3, 3] = np.nan
     refusal(ErrorCode.BAD_CACHE_FILE, cache.check_integrity)
