@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime import prefix_file
 from gear_trt.runtime.memory import DeviceMemory, HostMemory
 from gear_trt.runtime.paged_engine import PagedEngine
@@ -58,6 +60,16 @@ def test_values_that_are_not_finite_are_found(memory, rows, value):
     rows[1, 1, 0, 3, 2] = value
     assert not memory.all_finite([rows[0], rows[1]])
     assert memory.all_finite([rows[0], rows[1, :, :, :3]])
+
+
+def test_a_paged_cache_that_does_not_fit_the_device_is_refused(toy_folder, monkeypatch):
+    def zeros(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(GearError, match="less cache") as caught:
+        new_cache(device_model(toy_folder), num_pages=20, slots=4)
+    assert caught.value.code is ErrorCode.OUT_OF_MEMORY
 
 
 # --- A device's order -----------------------------------------------------------------------------

@@ -308,6 +308,14 @@ def test_slices_run_together_where_they_fit(model):
     assert batcher.engine.model.backend.shapes == [(4, 20)]
 
 
+def test_the_backend_says_how_many_slices_run_together(model):
+    batcher = new_batcher(model, slots=16, wrap=Recorder)
+    for start in range(12):
+        submit(batcher, OTHER[start : start + 60])
+    batcher.step()
+    assert batcher.engine.model.backend.shapes == [(model.backend.pace.prefill_tokens // 60, 60)]
+
+
 # Ends
 
 

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.engine import Engine
@@ -203,6 +204,22 @@ def test_sizes_below_one_are_refused(folder, name):
         ErrorCode.BAD_REQUEST, Scheduler, folder, max_cache_bytes=MEGABYTES, **{name: 0}
     )
     assert name in error.message
+
+
+def test_unknown_backends_are_refused(folder):
+    error = refusal(
+        ErrorCode.BAD_REQUEST, Scheduler, folder, max_cache_bytes=MEGABYTES, backend="cuda"
+    )
+    assert error.hint.endswith("auto, tensorrt, onnxruntime-cuda, onnxruntime")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("backend", "code"),
+    [("onnxruntime-cuda", ErrorCode.NO_GPU), ("tensorrt", ErrorCode.MISSING_FILE)],
+)
+def test_a_backend_by_name_is_taken_or_refused(folder, backend, code):
+    refusal(code, Scheduler, folder, max_cache_bytes=MEGABYTES, backend=backend)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
