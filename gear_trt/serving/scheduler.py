@@ -283,7 +283,7 @@ class Scheduler:
                 f"the prompt has {len(prompt_ids)} tokens, this server takes {self.max_tokens}",
                 hint="shorten the prompt"
                 if self.max_tokens == model.max_context
-                else "shorten the prompt, or raise max_cache_bytes; an engine may have limits as well",
+                else "shorten the prompt, or raise max_cache_bytes; an engine may have limits, too",
             )
         in_range("n", n, 1, MAX_SAMPLES)
         in_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
