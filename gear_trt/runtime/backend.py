@@ -18,10 +18,10 @@ UNLIMITED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast prompts run, for those who let them take turns with sequences that decode.
+    """How fast prompts run, for those who let them take turns with sequences that decode (ADR 21).
 
     Attributes:
-        prefill_tokens: Prompt tokens, padding included, that take about as long as a decode step.
+        prefill_tokens: Prompt tokens, padding included, that may run between two decode steps.
         seconds_per_token: What one token of a long prompt takes, roughly.
     """
 
@@ -32,9 +32,9 @@ class Pace:
 CPU_PACE = Pace(prefill_tokens=160, seconds_per_token=0.0025)
 """Chosen for SmolLM2-135M on two cores."""
 GPU_PACE = Pace(prefill_tokens=512, seconds_per_token=0.0001)
-"""Not measured. A step reads all weights, and up to some hundred tokens cost little more than one:
-in FP16 a token is 1 FLOP per byte, and GPUs from an A100 to an H100 do 150 to 300 per byte read. A
-long prompt alone runs page by page, and a step of one page is taken to last some milliseconds."""
+"""Not measured. Up to some hundred tokens take hardly longer than the reading of the weights: one
+token in FP16 is 1 FLOP per byte, and GPUs do 150 (A100) to 300 (H100) per byte read. A long prompt
+runs page by page, and the step of a page is taken to last some milliseconds."""
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,8 @@ class Batcher:
     def _preempt(self, job: Job) -> None:
         """Let a job wait, and its pages be cached: what is not evicted is found again.
 
-        The rest is computed again in the same steps, so that it gets the same values.
+        The rest is computed again in the same steps, and so gets the same values, on a GPU but for
+        the last bits.
         """
         self._cache.publish(_held(job))
         self._cache.close(_held(job))

@@ -77,7 +77,7 @@ def write_models(
         name: The model's.
         max_cache_bytes: Of pages and buffers.
         max_batch: Answers that are generated at the same time.
-        backend: What runs the graph.
+        backend: What runs the graph, on the machine that serves the repository.
 
     Returns:
         The command that serves the repository.
