@@ -14,6 +14,7 @@ from gear_trt.runtime.memory import Memory, StateArray
 PREFILL_SLICE = 512
 """Tokens per run of a graph, all sequences together: bounds the memory that a long prompt takes."""
 UNLIMITED = 2**31 - 1
+"""A limit where there is none."""
 
 
 @dataclass(frozen=True)

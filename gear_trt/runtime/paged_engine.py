@@ -64,7 +64,13 @@ def _last_logits(
 ) -> list[NDArray[np.float32] | None]:
     last: list[NDArray[np.float32] | None] = [None] * len(sequences)
     rows = np.array([row for row, one in enumerate(sequences) if one.is_complete], np.int64)
-    if rows.size:
-        for row, logits_V in zip(rows, logits_BSV[rows, new_lengths[rows] - 1], strict=True):
-            last[row] = logits_V.astype(np.float32)
+    if not rows.size:
+        return last
+    batch, width, _ = logits_BSV.shape
+    if rows.size == batch * width:  # a decode step, mostly: there is nothing to pick out and copy
+        logits_RV = np.asarray(logits_BSV)[:, 0]
+    else:
+        logits_RV = logits_BSV[rows, new_lengths[rows] - 1]
+    for row, logits_V in zip(rows, logits_RV, strict=True):
+        last[row] = logits_V.astype(np.float32, copy=False)
     return last

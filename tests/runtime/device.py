@@ -24,6 +24,7 @@ class HostQueue:
     def __init__(self):
         self.device = torch.device("cpu")
         self.handle = len(QUEUES) + 1
+        self.downloads = []
         self.captures = 0
         self.replays = 0
         self.can_capture = True
@@ -43,6 +44,7 @@ class HostQueue:
         return torch.full((size,), 0x7F, dtype=torch.uint8)  # nobody may rely on zeros
 
     def download(self, tensor):
+        self.downloads.append(tuple(tensor.shape))
         return tensor.clone().numpy()
 
     def wait(self):

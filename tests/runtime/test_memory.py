@@ -9,7 +9,7 @@ from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime import prefix_file
 from gear_trt.runtime.memory import DeviceMemory, HostMemory
 from gear_trt.runtime.paged_engine import PagedEngine
-from tests.runtime.device import HostQueue, device_model
+from tests.runtime.device import OPEN, HostQueue, device_model
 from tests.runtime.paged import OTHER, TEXT, new_cache, open_sequence, run
 
 ROWS = np.random.default_rng(0).normal(size=(3, 2, 2, 6, 4)).astype(np.float16)
@@ -107,6 +107,23 @@ def test_all_work_on_a_device_is_queued_where_the_steps_are(toy_folder, tmp_path
         other.check()
     assert mode.calls > 100
     assert mode.seen == set()
+
+
+def test_only_logits_that_choose_a_token_come_to_the_host(toy_folder):
+    model = OPEN["device"](toy_folder)
+    engine = PagedEngine(model, new_cache(model, num_pages=20, slots=4))
+    long, short = (open_sequence(engine, TEXT[:length]) for length in (140, 70))
+    downloads, vocab_size = model.backend.queue.downloads, model.manifest.model.vocab_size
+    wanted = []
+    for rows in ([long, short], [long, short], [long]):
+        assert all(map(engine.cache.reserve, rows))
+        wanted.append([logits_V is not None for logits_V in engine.step(rows)])
+    assert wanted == [[False, False], [False, True], [True]]
+    assert downloads == [(1, vocab_size)] * 2
+    for one in (long, short):
+        one.plan.tokens.append(7)
+    assert all(logits_V.shape == (vocab_size,) for logits_V in engine.step([long, short]))
+    assert downloads[2:] == [(2, 1, vocab_size)]
 
 
 def test_sharing_and_forking_go_round_the_host(toy_folder, monkeypatch):
