@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import (
-    gpu_cases,
-    gpu_check,
-    gpu_engines,
-    gpu_sanitizer,
-    gpu_serving,
-    gpu_shapes,
-    records,
-)
+from benchmarks import gpu_cases, gpu_check, gpu_engines, gpu_sanitizer, gpu_shapes, records
 from benchmarks.gpu_ceiling import read_ceiling
 from benchmarks.gpu_compression import compression_rows
 from benchmarks.gpu_decode import decode_rows
@@ -27,14 +19,9 @@ from benchmarks.gpu_report import judge, summary, with_ratios
 from benchmarks.gpu_shapes import CONFIGS, SHAPES, TARGETS, Shape
 from benchmarks.gpu_timing import Machine, Timing, time_clock
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
-from gear_trt.runtime.model import Model
-from gear_trt.runtime.paged_cache import PagedCache
-from gear_trt.serving import scheduler as scheduler_module
 from gear_trt.spec import bits_per_element
-from tests.onnxruntime.emulated import emulated_engine, emulated_model
-from tests.runtime.device import device_model
+from tests.onnxruntime.emulated import emulated_engine
 from tests.runtime.folders import write_engine
-from tests.serving.wrapped import Wrapped
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -144,7 +131,7 @@ def test_verdicts_of_the_sanitizer(status, output, verdict):
 
 @pytest.fixture(scope="module")
 def engine_folder(tmp_path_factory):
-    return write_engine(tmp_path_factory.mktemp("engines") / "engine")
+    return write_engine(tmp_path_factory.mktemp("engines") / "engine", tokenizer=False)
 
 
 class Distorted:
@@ -194,57 +181,12 @@ def test_engines_are_decoded_beside_the_cpu(engine_folder, emulated):
     assert "RuntimeError: TensorRT refuses" in rows["broken"]["text"]
 
 
-class Forgetful(PagedCache):
-    """A cache that does not take back what the sequence of buffer row 0 holds."""
-
-    def close(self, sequence):
-        if sequence.slot:
-            super().close(sequence)
-
-
-class Confused(Wrapped):
-    """A backend that takes the rows of a step for one another."""
-
-    def run(self, tokens_BS, new_lengths):
-        return np.asarray(self.graph.run(tokens_BS, new_lengths))[::-1]
-
-
-def confused(folder):
-    model = device_model(folder)
-    return Model(folder, model.manifest, Confused(model.backend))
-
-
-def test_requests_are_served_together_and_alone(engine_folder, emulated, monkeypatch):
-    monkeypatch.setattr(gpu_serving, "NEW_TOKENS", 4)
-    monkeypatch.setattr(gpu_serving, "COMMON_TOKENS", 70)
-    monkeypatch.setattr(gpu_serving, "OWN_TOKENS", 5)
-    models = {
-        "emulated": emulated_model,
-        "confused": confused,
-        "missing": refuse,
-        "broken": break_down,
-    }
-    outcomes = {one.backend: one for one in gpu_serving.run_backends(engine_folder, models)}
-    assert {name: one.verdict for name, one in outcomes.items()} == {
-        "emulated": "ran", "confused": "failed", "missing": "not run", "broken": "failed",
-    }  # fmt: skip
-    row = outcomes["emulated"].row()
-    assert (row["kind"], row["equal"]) == ("serving", 8 * 4)
-    assert min(row["tokens_per_second"], row["tokens_per_second_alone"]) > 0
-    monkeypatch.setattr(scheduler_module, "PagedCache", Forgetful)
-    (leaky,) = gpu_serving.run_backends(engine_folder, {"leaky": device_model})
-    assert leaky.verdict == "failed"
-    assert "bytes of the cache are held" in leaky.text
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_every_backend_of_a_machine_without_a_gpu_says_why(engine_folder):
     for name, open_engine in gpu_engines.gpu_backends().items():
         with pytest.raises(GearError) as caught:
             open_engine(engine_folder)
         assert caught.value.hint, name
-    for outcome in gpu_serving.run_backends(engine_folder, gpu_serving.gpu_models()):
-        assert outcome.verdict == "not run", outcome
 
 
 def test_engines_need_packages(monkeypatch, capsys):
