@@ -82,10 +82,11 @@ def run_engines() -> list[dict[str, Any]]:
     if missing:
         print(f"not run: this Python lacks {', '.join(missing)}")
         return []
-    from benchmarks import gpu_engines
+    from benchmarks import gpu_engines, gpu_serving
 
     with gpu_engines.random_decoder() as folder:
         outcomes = gpu_engines.run_backends(folder, gpu_engines.gpu_backends())
+        outcomes += gpu_serving.run_backends(folder, gpu_serving.gpu_models())
     for outcome in outcomes:
         print(outcome)
     return [outcome.row() for outcome in outcomes]

@@ -32,7 +32,7 @@ TOLERANCE = 1e-3
 """Largest NMSE of the logits: the CPU rounds queries to bytes, GPUs round them to FP16."""
 LEAST_EQUAL = 0.9
 """Of the tokens that are the likeliest ones on the CPU, the part that must be so on a GPU."""
-_CANNOT = (ErrorCode.MISSING_DEPENDENCY, ErrorCode.MISSING_LIBRARY, ErrorCode.BUILD_FAILED)
+CANNOT = (ErrorCode.MISSING_DEPENDENCY, ErrorCode.MISSING_LIBRARY, ErrorCode.BUILD_FAILED)
 """Errors of a machine that lacks something, or of a TensorRT that does not support its GPU."""
 
 Open = Callable[[Path], Engine]
@@ -127,7 +127,7 @@ def _outcome(name: str, folder: Path, open_engine: Open, reference: Decoding) ->
         with open_engine(folder) as engine:
             found = decode(engine, prompt, reference.tokens[-NEW_TOKENS:])
     except GearError as error:
-        verdict = "not run" if error.code in _CANNOT else "failed"
+        verdict = "not run" if error.code in CANNOT else "failed"
         return Outcome(name, verdict, f"{error.message} ({error.hint})")
     except Exception as error:  # one backend's fault must not hide what the others do
         return Outcome(name, "failed", f"{type(error).__name__}: {error}")
@@ -168,7 +168,7 @@ def random_decoder() -> Iterator[Path]:
         num_layers=30, width=576, vocab_size=49152, num_heads=9, num_kv_heads=3, head_dim=64
     )
     with TemporaryDirectory(prefix="gear-gpu-check") as folder:
-        yield write_engine(Path(folder) / "engine", toy, tokenizer=False)
+        yield write_engine(Path(folder) / "engine", toy)
 
 
 def main() -> int:

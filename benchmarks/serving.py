@@ -159,7 +159,8 @@ def _held(sequence: PagedSequence | None) -> PagedSequence:
 def _run(engine: PagedEngine, sequences: Sequence[PagedSequence]) -> None:
     if not all(map(engine.cache.reserve, sequences)):
         raise RuntimeError("the budget has no page left")
-    if not np.isfinite(engine.step(sequences)).all():
+    last = [logits_V for logits_V in engine.step(sequences) if logits_V is not None]
+    if not np.isfinite(last).all():
         raise RuntimeError("logits are not finite")
     for sequence in sequences:
         engine.cache.publish(sequence)

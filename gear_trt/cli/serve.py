@@ -9,6 +9,7 @@ import typer
 
 from gear_trt.cli import _ui
 from gear_trt.cli._types import parse_bytes
+from gear_trt.runtime.choice import BackendName
 
 SCHEMA = "gear.serve/1"
 _LIMITS = "Limits: what is beyond them is refused"
@@ -43,6 +44,10 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads.", show_default="all")
     ] = None,
+    backend: Annotated[
+        BackendName,
+        typer.Option(help="What runs the graph; `auto` takes the fastest that there is."),
+    ] = BackendName.AUTO,
     max_waiting: Annotated[
         int,
         typer.Option(
@@ -119,7 +124,7 @@ def serve(
             engine,
             Settings(name, limits, read_api_key(api_key_file)),
             place=Place(host, port, drain_seconds=drain, access_log=verbose),
-            resources=Resources(max_cache, max_batch, threads),
+            resources=Resources(max_cache, max_batch, threads, backend),
             announce=announce,
         )
 

@@ -10,6 +10,7 @@ import typer
 
 from gear_trt.cli import _ui
 from gear_trt.cli._types import parse_bytes
+from gear_trt.runtime.choice import BackendName
 
 SCHEMA = "gear.triton/1"
 
@@ -31,6 +32,10 @@ def triton(
     max_batch: Annotated[
         int, typer.Option(min=1, help="Answers that are generated at the same time.")
     ] = 64,
+    backend: Annotated[
+        BackendName,
+        typer.Option(help="What runs the graph; `auto` takes the fastest that Triton's host has."),
+    ] = BackendName.AUTO,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")] = False,
 ) -> None:
@@ -45,6 +50,7 @@ def triton(
             name=name or engine.resolve().name,
             max_cache_bytes=max_cache,
             max_batch=max_batch,
+            backend=backend,
         )
         if json:
             _ui.emit_json(SCHEMA, {"repository": str(repository), "command": command})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,44 @@ from gear_trt.runtime.memory import Memory, StateArray
 
 PREFILL_SLICE = 512
 """Tokens per run of a graph, all sequences together: bounds the memory that a long prompt takes."""
+UNLIMITED = 2**31 - 1
+"""A limit where there is none."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast prompts run, for those who let them take turns with sequences that decode (ADR 21).
+
+    Attributes:
+        prefill_tokens: Prompt tokens, padding included, that may run between two decode steps.
+        seconds_per_token: What one token of a long prompt takes, roughly.
+    """
+
+    prefill_tokens: int
+    seconds_per_token: float
+
+
+CPU_PACE = Pace(prefill_tokens=160, seconds_per_token=0.0025)
+"""Chosen for SmolLM2-135M on two cores."""
+GPU_PACE = Pace(prefill_tokens=512, seconds_per_token=0.0001)
+"""Not measured. Up to some hundred tokens take hardly longer than the reading of the weights: one
+token in FP16 is 1 FLOP per byte, and GPUs do 150 (A100) to 300 (H100) per byte read. A long prompt
+runs page by page, and the step of a page is taken to last some milliseconds."""
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """The largest cache that a backend works on.
+
+    Attributes:
+        num_pages: Pages of each layer's pool.
+        slots: Rows of each layer's residual buffer.
+        max_pages: Pages of one sequence.
+    """
+
+    num_pages: int = UNLIMITED
+    slots: int = UNLIMITED
+    max_pages: int = UNLIMITED
 
 
 class CacheMemory(Protocol):
@@ -78,6 +117,16 @@ class Backend(Protocol):
     @property
     def memory(self) -> Memory:
         """Where the state of its caches must lie."""
+        ...
+
+    @property
+    def cache_limits(self) -> CacheLimits:
+        """The largest cache that `bind` takes."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """How fast prompts run."""
         ...
 
     def bind(self, cache: CacheMemory) -> BoundGraph:

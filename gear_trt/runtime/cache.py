@@ -206,9 +206,7 @@ class GearCache:
             )
 
     def _is_finite(self) -> bool:
-        return all(
-            bool(np.isfinite(self._memory.read(rows)).all()) for rows in self.residual_buffers
-        )
+        return self._memory.all_finite(self.residual_buffers)
 
     def _used_pages(self, layer: LayerFacts, sequence: int) -> int:
         return num_pages(int(self.lengths[sequence]), layer.config)

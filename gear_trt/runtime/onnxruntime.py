@@ -14,7 +14,7 @@ from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
 from gear_trt import native
 from gear_trt.errors import ErrorCode, GearError, first_line
-from gear_trt.runtime.backend import CacheMemory
+from gear_trt.runtime.backend import CPU_PACE, CacheLimits, CacheMemory
 from gear_trt.runtime.faults import activation_fault
 from gear_trt.runtime.graph_state import state_names
 from gear_trt.runtime.manifest import MODEL_FILE
@@ -53,6 +53,8 @@ class OnnxRuntimeBackend:
 
     Attributes:
         memory: The host's.
+        cache_limits: There are none.
+        pace: Of CPUs.
 
     Args:
         folder: The engine folder.
@@ -65,6 +67,8 @@ class OnnxRuntimeBackend:
     """
 
     memory = HostMemory()
+    cache_limits = CacheLimits()
+    pace = CPU_PACE
 
     def __init__(self, folder: Path, *, vocab_size: int, threads: int) -> None:
         self._vocab_size = vocab_size

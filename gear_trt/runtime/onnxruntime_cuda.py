@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from torch import Tensor
 
 from gear_trt import cuda
-from gear_trt.runtime.backend import CacheMemory
+from gear_trt.runtime.backend import GPU_PACE, CacheLimits, CacheMemory
 from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.device.queue import CudaQueue, Queue
 from gear_trt.runtime.faults import activation_fault
@@ -33,6 +33,8 @@ class OnnxRuntimeCudaBackend:
 
     Attributes:
         memory: The device's.
+        cache_limits: There are none.
+        pace: Of GPUs.
 
     Args:
         path: The graph, for messages.
@@ -41,6 +43,9 @@ class OnnxRuntimeCudaBackend:
         vocab_size: Width of the logits.
         raise_faults: Waits for the stream and raises ValueError with what the kernels met.
     """
+
+    cache_limits = CacheLimits()
+    pace = GPU_PACE
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class OnnxRuntimeCudaBackend:
         vocab_size: int,
         raise_faults: Callable[[int], None] = cuda.raise_onnxruntime_errors,
     ) -> None:
-        self.memory = DeviceMemory(queue.device)
+        self.memory = DeviceMemory(queue)
         self._path = path
         self._session = session
         self._queue = queue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.reference.cache import num_pages
+from gear_trt.runtime.backend import UNLIMITED, CacheLimits
 from gear_trt.runtime.footprint import (
     buffer_bytes,
     buffer_shape,
@@ -20,9 +23,11 @@ from gear_trt.runtime.footprint import (
     page_shape,
 )
 from gear_trt.runtime.manifest import LayerFacts
-from gear_trt.runtime.memory import HostMemory
+from gear_trt.runtime.memory import HostMemory, Memory, StateArray
 from gear_trt.runtime.pages import PageAllocator, damaged
 from gear_trt.runtime.token_plan import TokenPlan
+
+log = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int32]
 
@@ -58,6 +63,11 @@ class PagedSequence:
         return self.plan.is_prefilling(self.length)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all its tokens have run."""
+        return self.length == len(self.plan.tokens)
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of its next step."""
         return self.plan.step_end(self.length) - self.length
@@ -73,6 +83,7 @@ class PagedCache:
 
     Attributes:
         layers: Facts of every layer.
+        memory: Where pools and buffers lie; what the host decides is numpy's.
         page_pools: Per layer [num_pages, H, page_words] int32.
         residual_buffers: Per layer [slots, H, 2, sinks + C, D] float16, float32 for 32-bit configs.
         page_table: [B, max_pages] int32 of the step that is staged.
@@ -84,39 +95,65 @@ class PagedCache:
         layers: Facts of every layer, in order.
         num_pages: Pages of each pool.
         slots: Sequences that can be open at the same time.
+        max_pages: Pages that one sequence may have, the one with its sinks not counted.
+        memory: Where pools and buffers lie; None means the host's memory.
+
+    Raises:
+        GearError: `OUT_OF_MEMORY`.
     """
 
-    def __init__(self, layers: Sequence[LayerFacts], *, num_pages: int, slots: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerFacts],
+        *,
+        num_pages: int,
+        slots: int,
+        max_pages: int = UNLIMITED,
+        memory: Memory | None = None,
+    ) -> None:
         self.layers = tuple(layers)
-        memory = HostMemory()
-        self.page_pools = [
-            memory.zeros((num_pages, *page_shape(layer)), "int32") for layer in self.layers
+        self.memory = memory or HostMemory()
+        self.page_pools: list[StateArray] = [
+            self.memory.zeros((num_pages, *page_shape(layer)), "int32") for layer in self.layers
         ]
-        self.residual_buffers = [
-            memory.zeros((slots, *buffer_shape(layer)), layer.config.buffer_dtype)
+        self.residual_buffers: list[StateArray] = [
+            self.memory.zeros((slots, *buffer_shape(layer)), layer.config.buffer_dtype)
             for layer in self.layers
         ]
         self.page_table = np.zeros((0, 1), np.int32)
         self.slots = np.zeros(0, np.int32)
         self.lengths = np.zeros(0, np.int32)
         self.allocator = PageAllocator(num_pages)
+        self._max_pages = max_pages
         self._free_slots = list(range(slots - 1, -1, -1))
         self._open: set[PagedSequence] = set()
         self._page_bytes = sum(map(page_bytes, self.layers))
         self._buffer_bytes = buffer_bytes(self.layers)
 
     @classmethod
-    def within(cls, layers: Sequence[LayerFacts], *, max_bytes: int, slots: int) -> Self:
-        """Make the largest cache that fits a budget.
+    def within(
+        cls,
+        layers: Sequence[LayerFacts],
+        *,
+        max_bytes: int,
+        slots: int,
+        limits: CacheLimits | None = None,
+        memory: Memory | None = None,
+    ) -> Self:
+        """Make the largest cache that fits a budget and a backend; what is cut off is logged.
 
         Args:
             layers: Facts of every layer, in order.
             max_bytes: Bytes of all pools and residual buffers together.
             slots: Sequences that can be open at the same time.
+            limits: What the backend takes; None means any cache.
+            memory: Where pools and buffers lie; None means the host's memory.
 
         Raises:
-            GearError: `BAD_REQUEST` where not even two pages fit.
+            GearError: `BAD_REQUEST` where not even two pages fit the budget; `OUT_OF_MEMORY`.
         """
+        limits = limits or CacheLimits()
+        slots = _at_most(limits.slots, slots, "sequences at the same time")
         page, buffers = sum(map(page_bytes, layers)), slots * buffer_bytes(layers)
         pages = (max_bytes - buffers) // page
         if pages < 2:  # one to keep the sinks, one for tokens
@@ -126,7 +163,8 @@ class PagedCache:
                 f"a page {page}",
                 hint=f"allow {buffers + 2 * page} bytes or more, or fewer sequences",
             )
-        return cls(layers, num_pages=pages, slots=slots)
+        pages = _at_most(limits.num_pages, pages, "pages")
+        return cls(layers, num_pages=pages, slots=slots, max_pages=limits.max_pages, memory=memory)
 
     @property
     def chunk(self) -> int:
@@ -141,7 +179,7 @@ class PagedCache:
     @property
     def max_tokens(self) -> int:
         """Tokens that one sequence can hold when it is alone."""
-        pages = self.allocator.num_pages - (self.sinks > 0)
+        pages = min(self.allocator.num_pages - (self.sinks > 0), self._max_pages)
         return self.sinks + (pages + 1) * self.chunk - 1
 
     @property
@@ -205,8 +243,7 @@ class PagedCache:
             self.allocator.hold(page)
         copy.length, copy.sink_page = sequence.length, sequence.sink_page
         copy.pages, copy.keys = list(sequence.pages), list(sequence.keys)
-        for rows in self.residual_buffers:
-            rows[copy.slot] = rows[sequence.slot]
+        self.memory.copy((rows[sequence.slot], rows[copy.slot]) for rows in self.residual_buffers)
         return copy
 
     def reserve(self, sequence: PagedSequence, *, up_to: int | None = None) -> bool:
@@ -298,7 +335,8 @@ class PagedCache:
         for sequence in self._open:
             if len(sequence.pages) < self._full_pages(sequence.length):
                 raise damaged(f"the sequence of buffer row {sequence.slot} lacks pages")
-        if not all(bool(np.isfinite(rows[taken]).all()) for rows in self.residual_buffers):
+        in_use = (rows[slot] for rows in self.residual_buffers for slot in taken)
+        if not self.memory.all_finite(in_use):
             raise damaged("a residual buffer holds a value that is not finite")
 
     def _full_pages(self, length: int) -> int:
@@ -320,7 +358,7 @@ class PagedCache:
             if key not in self.allocator:
                 return False
             sequence.sink_page = self.allocator.take(key)
-            self._read_rows(sequence.sink_page, sequence.slot, 0, self.sinks)
+            self._read_rows(sequence.sink_page, sequence.slot, slice(0, self.sinks))
         sequence.keys = [key]
         return True
 
@@ -330,7 +368,7 @@ class PagedCache:
             return True
         key = sequence.plan.sink_key()
         if self.sinks:
-            sequence.sink_page = self._keep_rows(key, sequence.slot, 0, self.sinks)
+            sequence.sink_page = self._keep_rows(key, sequence.slot, slice(0, self.sinks))
             if sequence.sink_page is None:
                 return False
         sequence.keys = [key]
@@ -347,14 +385,14 @@ class PagedCache:
         for key, start, end in pieces:
             page = self.allocator.take(key)
             row = self.sinks - length
-            self._read_rows(page, sequence.slot, row + start, row + end)
+            self._read_rows(page, sequence.slot, slice(row + start, row + end))
             self.allocator.release([page])
         sequence.length = plan.mark
 
     def _keep_mark(self, sequence: PagedSequence) -> None:
         row = self.sinks - sequence.plan.page_start(sequence.length)
         for key, start, end in self._mark_pieces(sequence.plan, sequence.keys[-1]):
-            page = self._keep_rows(key, sequence.slot, row + start, row + end)
+            page = self._keep_rows(key, sequence.slot, slice(row + start, row + end))
             if page is not None:
                 self.allocator.release([page])  # whoever takes the rows copies them
 
@@ -373,19 +411,37 @@ class PagedCache:
         rows = self.sinks + self.chunk
         return min(page_bytes(layer) * rows // buffer_bytes([layer]) for layer in self.layers)
 
-    def _keep_rows(self, key: bytes, slot: int, start: int, end: int) -> int | None:
+    def _keep_rows(self, key: bytes, slot: int, rows: slice) -> int | None:
         """Return a page with buffer rows, held once more; None where there is no room."""
         if key in self.allocator:
             return self.allocator.take(key)
-        page = self.allocator.allocate() if end - start <= self._rows_per_page else None
+        fits = rows.stop - rows.start <= self._rows_per_page
+        page = self.allocator.allocate() if fits else None
         if page is None:
             return None
-        for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
-            kept = rows[slot, :, :, start:end]
-            pool[page].view(rows.dtype)[:, : kept[0].size] = kept.reshape(len(kept), -1)
+        self.memory.copy(self._row_places(page, slot, rows))
         return self.allocator.publish(page, key)
 
-    def _read_rows(self, page: int, slot: int, start: int, end: int) -> None:
-        for pool, rows in zip(self.page_pools, self.residual_buffers, strict=True):
-            kept = rows[slot, :, :, start:end]
-            kept[:] = pool[page].view(rows.dtype)[:, : kept[0].size].reshape(kept.shape)
+    def _read_rows(self, page: int, slot: int, rows: slice) -> None:
+        self.memory.copy((kept, row) for row, kept in self._row_places(page, slot, rows))
+
+    def _row_places(
+        self, page: int, slot: int, rows: slice
+    ) -> Iterator[tuple[StateArray, StateArray]]:
+        """Yield views [H, 2, rows, D] per layer: of buffer rows, and of a page that keeps them."""
+        for pool, buffer in zip(self.page_pools, self.residual_buffers, strict=True):
+            in_buffer = buffer[slot, :, :, rows]
+            size = math.prod(in_buffer.shape[1:])
+            yield in_buffer, pool[page].view(buffer.dtype)[:, :size].reshape(in_buffer.shape)
+
+
+def _at_most(limit: int, wanted: int, what: str) -> int:
+    """Return as many of what is wanted as the engine takes, and log what it does not."""
+    if wanted > limit:
+        log.warning(
+            "the engine takes %d %s, not %d: `gear build --max-batch` makes one that takes more",
+            limit,
+            what,
+            wanted,
+        )
+    return min(limit, wanted)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gear_trt.runtime.backend import Logits
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.paged_cache import PagedCache, PagedSequence
 
@@ -31,14 +32,15 @@ class PagedEngine:
         self.cache = cache
         self._graph = model.backend.bind(cache)
 
-    def step(self, sequences: Sequence[PagedSequence]) -> NDArray[np.float32]:
+    def step(self, sequences: Sequence[PagedSequence]) -> list[NDArray[np.float32] | None]:
         """Do the next step of each sequence's plan and return what the model expects next.
 
         Args:
             sequences: B sequences, none twice, that have reserved their pages.
 
         Returns:
-            [B, vocab_size] float32 logits of each sequence's newest token.
+            Per sequence [vocab_size] float32 logits of its last token; None where it has more
+            tokens to run. Of no other token are logits brought to the host.
 
         Raises:
             GearError: `NON_FINITE_ACTIVATION`. No sequence has grown then, and the step may be
@@ -54,4 +56,21 @@ class PagedEngine:
         logits_BSV = self._graph.run(tokens_BS, new_lengths)
         for sequence, new in zip(sequences, new_lengths.tolist(), strict=True):
             sequence.length += new
-        return logits_BSV[np.arange(len(sequences)), new_lengths - 1].astype(np.float32)
+        return _last_logits(logits_BSV, sequences, new_lengths)
+
+
+def _last_logits(
+    logits_BSV: Logits, sequences: Sequence[PagedSequence], new_lengths: NDArray[np.int32]
+) -> list[NDArray[np.float32] | None]:
+    last: list[NDArray[np.float32] | None] = [None] * len(sequences)
+    rows = np.array([row for row, one in enumerate(sequences) if one.is_complete], np.int64)
+    if not rows.size:
+        return last
+    batch, width, _ = logits_BSV.shape
+    if rows.size == batch * width:  # a decode step, mostly: there is nothing to pick out and copy
+        logits_RV = np.asarray(logits_BSV)[:, 0]
+    else:
+        logits_RV = logits_BSV[rows, new_lengths[rows] - 1]
+    for row, logits_V in zip(rows, logits_RV, strict=True):
+        last[row] = logits_V.astype(np.float32, copy=False)
+    return last

@@ -92,8 +92,8 @@ class PageAllocator:
         """Index a held page that is complete.
 
         Returns:
-            The page to go on with: another one where the key is known, since equal keys mean equal
-            bytes; `page` has lost its holder then.
+            The page to go on with: another one where the key is known, since equal keys mean that
+            the same steps made it; `page` has lost its holder then.
         """
         if key in self:
             self.release([page])

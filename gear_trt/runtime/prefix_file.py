@@ -33,13 +33,13 @@ def save(cache: PagedCache, path: Path, tokens: Sequence[int]) -> int:
                 hint="generate with them first; a page ends after "
                 f"{sequence.plan.page_end(0)} tokens",
             )
-        buffers = [rows[[sequence.slot]] for rows in cache.residual_buffers]
+        buffers = [cache.memory.read(rows, [sequence.slot]) for rows in cache.residual_buffers]
         for rows in buffers:
             rows[:, :, :, cache.sinks :] = 0  # of whoever had the row before
         content = cache_file.CacheContent(
             lengths=np.array([length], np.int32),
             token_ids=np.array([tokens[:length]], np.int32),
-            pages=[pool[sequence.pages] for pool in cache.page_pools],
+            pages=[cache.memory.read(pool, sequence.pages) for pool in cache.page_pools],
             residual_buffers=buffers,
         )
         cache_file.write(path, content, cache.layers, kind=cache_file.PREFIX)
@@ -72,9 +72,10 @@ def load(cache: PagedCache, path: Path) -> list[int]:
     try:
         cache.reserve(sequence, up_to=len(tokens))
         sequence.length = len(tokens)
-        for index in range(len(cache.layers)):
-            cache.page_pools[index][sequence.pages] = content.pages[index]
-            cache.residual_buffers[index][sequence.slot] = content.residual_buffers[index][0]
+        for pool, pages in zip(cache.page_pools, content.pages, strict=True):
+            cache.memory.write(pool, pages, sequence.pages)
+        for rows, kept in zip(cache.residual_buffers, content.residual_buffers, strict=True):
+            cache.memory.write(rows, kept, [sequence.slot])
         cache.publish(sequence)
     finally:
         cache.close(sequence)

@@ -16,8 +16,9 @@ class TokenPlan:
 
     The prompt runs in slices that end where pages end, the answer token by token. So a slice sees
     everything before it compressed, and its own tokens exactly. The key of a page is a hash of all
-    that its bytes depend on: the tokens up to its end and the steps that they came in. Equal keys
-    mean equal bytes, whoever computed them.
+    that made it: the tokens up to its end and the steps that they came in. On the CPU equal keys
+    mean equal bytes, whoever computed them; on a GPU the last bits of a step also depend on how
+    many other sequences it has.
 
     Attributes:
         tokens: Prompt and answer so far.

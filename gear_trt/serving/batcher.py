@@ -19,9 +19,6 @@ from gear_trt.runtime.token_plan import TokenPlan
 from gear_trt.serving.job import Job, Request
 from gear_trt.serving.ticket import FinishReason
 
-PREFILL_TOKENS = 160
-"""Prompt tokens, padding included, that run between two tokens of the sequences that decode."""
-
 
 @dataclass
 class Counts:
@@ -51,9 +48,9 @@ class Counts:
 class Batcher:
     """Moves jobs along on one engine, for one thread.
 
-    Every round lets all decoding sequences do one token together and then runs slices of prompts.
-    Slices end where pages end, whatever runs beside them, so that a prompt's pages and tokens
-    depend on nothing but the prompt.
+    Every round lets all decoding sequences do one token together and then runs slices of prompts,
+    as many tokens as the backend's pace says. Slices end where pages end, whatever runs beside
+    them, so that a prompt's steps depend on nothing but the prompt.
 
     Attributes:
         engine: Model and cache.
@@ -68,6 +65,7 @@ class Batcher:
         self.engine = engine
         self.counts = Counts()
         self._cache = engine.cache
+        self._prefill_tokens = engine.model.backend.pace.prefill_tokens
         self._clock = clock
         self._order = itertools.count()
         self._waiting: list[Job] = []  # by place
@@ -216,7 +214,7 @@ class Batcher:
             if key is not None and key in keys:
                 continue  # a chosen slice makes the same page, which is there next time
             widest = max(widest, sequence.step_tokens)
-            if chosen and (len(chosen) + 1) * widest > PREFILL_TOKENS:
+            if chosen and (len(chosen) + 1) * widest > self._prefill_tokens:
                 break
             chosen.append(job)
             keys.add(key)
@@ -232,7 +230,8 @@ class Batcher:
     def _preempt(self, job: Job) -> None:
         """Let a job wait, and its pages be cached: what is not evicted is found again.
 
-        The rest is computed again in the same steps, so that it gets the same values.
+        The rest is computed again in the same steps, and so gets the same values, on a GPU but for
+        the last bits.
         """
         self._cache.publish(_held(job))
         self._cache.close(_held(job))
@@ -246,7 +245,7 @@ class Batcher:
         if not jobs:
             return
         try:
-            logits_BV = self.engine.step([_held(job) for job in jobs])
+            logits = self.engine.step([_held(job) for job in jobs])
         except GearError as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
@@ -255,15 +254,15 @@ class Batcher:
                 if job.sequence:  # its request has not failed with another sample
                     self._run([job])
             return
-        for job, logits_V in zip(jobs, logits_BV, strict=True):
+        for job, logits_V in zip(jobs, logits, strict=True):
             if job.sequence:
                 self._after_step(job, logits_V)
 
-    def _after_step(self, job: Job, logits_V: NDArray[np.floating]) -> None:
+    def _after_step(self, job: Job, logits_V: NDArray[np.floating] | None) -> None:
         sequence = _held(job)
         if sequence.length <= job.answer.prompt_tokens:
             self._cache.publish(sequence)
-        if sequence.length < len(job.answer.token_ids):
+        if logits_V is None:
             return
         for one in [job, *self._forks(job)]:
             if one.sequence:

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime import prefix_file
 from gear_trt.runtime.checks import in_range
+from gear_trt.runtime.choice import backend_name
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.runtime.paged_cache import PagedCache
@@ -26,9 +27,6 @@ from gear_trt.serving.ticket import Ticket
 
 SECONDS_PER_PRIORITY = 10.0
 """A request overtakes those that came this much earlier, per step of priority."""
-SECONDS_PER_TOKEN = 0.0025
-"""A request overtakes those whose prompt is longer by this much time of prefill, and no others: so
-short prompts do not wait for long ones, and long ones are not overtaken for ever."""
 MAX_SAMPLES = 128
 """Answers that one request may ask for."""
 
@@ -77,18 +75,23 @@ class SchedulerStats:
 class Scheduler:
     """Serves requests from any thread; a context manager that stops its thread at the end.
 
-    The same request gets the same tokens, whatever else runs, waits or is cached.
+    A request is computed in the same steps, whatever else runs, waits or is cached. On the CPU it
+    therefore gets the same tokens. On a GPU a row of a step depends in its last bits on how many
+    rows there are, so that of two all but equal tokens the other one may be chosen.
 
     Args:
         model: An engine folder, or an opened one.
-        max_cache_bytes: Bytes of pages and buffers together.
-        max_batch: Samples that run at the same time.
+        max_cache_bytes: Bytes of pages and buffers together, where the backend keeps them. A
+            TensorRT engine may take less; a warning says so.
+        max_batch: Samples that run at the same time. Likewise.
         max_waiting: Requests that may wait; more are refused.
         threads: CPU threads of one step, where `model` is a folder; None means all that this
             process may use.
+        backend: What runs the graph, where `model` is a folder; see `gear_trt.load`.
 
     Raises:
-        GearError: those of `gear_trt.load`; `BAD_REQUEST` where the cache is too small.
+        GearError: those of `gear_trt.load`; `BAD_REQUEST` where the cache is too small,
+            `OUT_OF_MEMORY` where it is too large.
 
     Example:
         >>> with Scheduler("smollm2-gear", max_cache_bytes=1 << 30) as scheduler:  # doctest: +SKIP
@@ -105,14 +108,21 @@ class Scheduler:
         max_batch: int = 64,
         max_waiting: int = 256,
         threads: int | None = None,
+        backend: str = "auto",
     ) -> None:
         in_range("max_batch", max_batch, 1)
         in_range("max_waiting", max_waiting, 1)
         if not isinstance(model, Model):
-            model = Model.open(Path(model), threads=threads)
+            model = Model.open(Path(model), threads=threads, backend=backend_name(backend))
         _ = model.tokenizer  # a folder without one is refused here
         self.model = model
-        cache = PagedCache.within(model.manifest.layers, max_bytes=max_cache_bytes, slots=max_batch)
+        cache = PagedCache.within(
+            model.manifest.layers,
+            max_bytes=max_cache_bytes,
+            slots=max_batch,
+            limits=model.backend.cache_limits,
+            memory=model.backend.memory,
+        )
         self._batcher = Batcher(PagedEngine(model, cache))
         self._cache = cache
         self._max_waiting = max_waiting
@@ -187,7 +197,7 @@ class Scheduler:
             options=options or GenerationOptions(),
             samples=n,
             shared_prefix=shared_prefix,
-            turn=now - priority * SECONDS_PER_PRIORITY + len(prompt_ids) * SECONDS_PER_TOKEN,
+            turn=now - priority * SECONDS_PER_PRIORITY + self._prefill_seconds(prompt_ids),
             deadline=float("inf") if timeout_s is None else now + timeout_s,
             logprobs=logprobs,
         )
@@ -273,7 +283,7 @@ class Scheduler:
                 f"the prompt has {len(prompt_ids)} tokens, this server takes {self.max_tokens}",
                 hint="shorten the prompt"
                 if self.max_tokens == model.max_context
-                else "shorten the prompt, or raise max_cache_bytes",
+                else "shorten the prompt, or raise max_cache_bytes; an engine may have limits, too",
             )
         in_range("n", n, 1, MAX_SAMPLES)
         in_range("shared_prefix", shared_prefix, 0, len(prompt_ids))
@@ -282,6 +292,14 @@ class Scheduler:
             raise GearError(
                 ErrorCode.BAD_REQUEST, f"timeout_s is {timeout_s}", hint="it must be above 0"
             )
+
+    def _prefill_seconds(self, prompt_ids: Sequence[int]) -> float:
+        """By how much time a request gives way for the length of its prompt.
+
+        It is overtaken by those that came so much later, and by no others: so short prompts do not
+        wait for long ones, and long ones are not overtaken for ever.
+        """
+        return len(prompt_ids) * self.model.backend.pace.seconds_per_token
 
     def _check_open(self) -> None:
         if self._is_closed:

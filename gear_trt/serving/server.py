@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.choice import BackendName
 from gear_trt.serving.app import Settings, create_app
 from gear_trt.serving.scheduler import Scheduler
 
@@ -50,11 +51,13 @@ class Resources:
         cache_bytes: Of pages and buffers.
         batch: Answers that are generated at the same time.
         threads: CPU threads; None means all that this process may use.
+        backend: What runs the graph.
     """
 
     cache_bytes: int
     batch: int
     threads: int | None
+    backend: BackendName
 
 
 def serve(
@@ -85,6 +88,7 @@ def serve(
             max_batch=resources.batch,
             max_waiting=settings.limits.answers,
             threads=resources.threads,
+            backend=resources.backend,
         ) as scheduler,
     ):
         app = create_app(scheduler, settings)

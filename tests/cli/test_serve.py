@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gear_trt.cli.main import app
+from gear_trt.driver import count_gpus
 from gear_trt.errors import ExitStatus
 from gear_trt.serving import extra
 from tests.runtime.folders import write_engine
@@ -89,6 +90,19 @@ def test_folder_that_is_no_engine(tmp_path):
 
 def test_cache_that_is_too_small(folder):
     assert "max_cache_bytes is 1024" in refused(folder, "--port", 0, "--max-cache", "1KiB")
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("backend", "status", "text"),
+    [
+        ("onnxruntime-cuda", ExitStatus.ENVIRONMENT, "--backend onnxruntime"),
+        ("tensorrt", ExitStatus.FAILED, "holds no TensorRT engine"),
+        ("cuda", ExitStatus.USAGE, "'onnxruntime-cuda'"),
+    ],
+)
+def test_backends_that_cannot_run(folder, backend, status, text):
+    assert text in refused(folder, "--port", 0, "--backend", backend, status=status)
 
 
 def test_size_that_is_none(folder):

@@ -24,6 +24,11 @@ def emulated_backend(folder):
     return OnnxRuntimeCudaBackend(path, session, EmulatedQueue(), vocab_size=vocab_size)
 
 
+def emulated_model(folder):
+    """A model whose kernels are those of the library that the fixture `emulated` has built."""
+    return Model(folder, Manifest.read(folder), emulated_backend(folder))
+
+
 def emulated_engine(folder, **sizes):
-    """An engine whose kernels are those of the library that the fixture `emulated` has built."""
-    return Engine(Model(folder, Manifest.read(folder), emulated_backend(folder)), **sizes)
+    """An engine over `emulated_model`."""
+    return Engine(emulated_model(folder), **sizes)

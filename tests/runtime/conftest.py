@@ -1,12 +1,12 @@
 import pytest
 
-from gear_trt.runtime.model import Model
-from gear_trt.runtime.paged_cache import PagedCache
 from gear_trt.runtime.paged_engine import PagedEngine
 from gear_trt.spec import CompressionConfig
 from tests.graphs import ToyModel
 from tests.portable import portable_kernels  # noqa: F401 - a fixture
+from tests.runtime.device import OPEN
 from tests.runtime.folders import write_engine
+from tests.runtime.paged import new_cache
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +22,19 @@ def exact_folder(tmp_path_factory):
     return write_engine(tmp_path_factory.mktemp("engine") / "exact", toy)
 
 
+@pytest.fixture(scope="session", params=OPEN)
+def open_model(request):
+    """Open an engine folder; its caches lie in the host's memory, or on a device."""
+    return OPEN[request.param]
+
+
 @pytest.fixture(scope="session")
-def toy_model(toy_folder):
-    return Model.open(toy_folder, threads=1)
+def toy_model(toy_folder, open_model):
+    return open_model(toy_folder)
 
 
 @pytest.fixture(scope="session", params=["k4v4", "exact", "no sinks"])
-def any_model(request, tmp_path_factory):
+def any_model(request, tmp_path_factory, open_model):
     """Pages that hold few rows, pages that hold many, and sequences without sinks."""
     config = (
         CompressionConfig.preset("k2v2", sinks=0)
@@ -36,7 +42,7 @@ def any_model(request, tmp_path_factory):
         else CompressionConfig.preset(request.param)
     )
     folder = tmp_path_factory.mktemp("any") / "engine"
-    return Model.open(write_engine(folder, ToyModel(config=config)), threads=1)
+    return open_model(write_engine(folder, ToyModel(config=config)))
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def small(toy_model):
     """Make an engine with a cache of a few pages; return both."""
 
     def make(*, pages=64, slots=8):
-        cache = PagedCache(toy_model.manifest.layers, num_pages=pages, slots=slots)
+        cache = new_cache(toy_model, num_pages=pages, slots=slots)
         return PagedEngine(toy_model, cache), cache
 
     return make

@@ -1,12 +1,16 @@
 """A device that every machine has: torch tensors on the CPU, and ONNX Runtime's CPU engine behind
 the interface that GPUs are driven through."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 
-from gear_trt.runtime.device.graph import Limits, Programs
+from gear_trt.runtime.backend import GPU_PACE, CacheLimits
+from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.manifest import Manifest
+from gear_trt.runtime.memory import DeviceMemory
+from gear_trt.runtime.model import Model
 from gear_trt.runtime.onnxruntime import logits_dtype, open_session, session_options
 from gear_trt.runtime.onnxruntime_cuda import OrtProgram
 
@@ -20,19 +24,27 @@ class HostQueue:
     def __init__(self):
         self.device = torch.device("cpu")
         self.handle = len(QUEUES) + 1
+        self.downloads = []
         self.captures = 0
         self.replays = 0
         self.can_capture = True
+        self.is_active = False
         self._recorded = None
         QUEUES[self.handle] = self
 
+    @contextmanager
     def active(self):
-        return nullcontext()
+        before, self.is_active = self.is_active, True
+        try:
+            yield
+        finally:
+            self.is_active = before
 
     def host_bytes(self, size):
         return torch.full((size,), 0x7F, dtype=torch.uint8)  # nobody may rely on zeros
 
     def download(self, tensor):
+        self.downloads.append(tuple(tensor.shape))
         return tensor.clone().numpy()
 
     def wait(self):
@@ -99,3 +111,32 @@ def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=Non
         manifest.model.vocab_size,
         faults or (lambda: None),
     )
+
+
+class DeviceBackend:
+    """A backend over the CPU engine, driven as a GPU is."""
+
+    cache_limits = CacheLimits()
+    pace = GPU_PACE
+
+    def __init__(self, folder, **programs):
+        self.queue = HostQueue()
+        self.memory = DeviceMemory(self.queue)
+        self._folder = folder
+        self._programs = programs
+
+    def bind(self, cache):
+        self.programs = host_programs(self._folder, cache, self.queue, **self._programs)
+        return DeviceGraph(self.programs, cache, self.queue)
+
+
+def device_model(folder, **programs):
+    """A model whose caches lie on the device."""
+    return Model(folder, Manifest.read(folder), DeviceBackend(folder, **programs))
+
+
+OPEN = {
+    "host": partial(Model.open, threads=1),
+    "device": partial(device_model, decode=Limits(batch=4, seq_len=1)),
+}
+"""How to open an engine folder, by where its caches shall lie."""

@@ -35,11 +35,19 @@ def write_engine(folder, toy=None, *, tokenizer=True):
 
 def with_infinite_keys(folder):
     """Write an engine folder whose layer 1 makes keys that are infinite."""
-    write_engine(folder)
+    return _with_infinity(write_engine(folder), "key.1.weight", (slice(None), 40))
+
+
+def with_infinite_token(folder, token, toy=None):
+    """Write an engine folder whose keys and values are infinite where a certain token is."""
+    return _with_infinity(write_engine(folder, toy), "embedding", token)
+
+
+def _with_infinity(folder, name, where):
     model = onnx.load(folder / MODEL_FILE)
-    weight = next(item for item in model.graph.initializer if item.name == "key.1.weight")
+    weight = next(item for item in model.graph.initializer if item.name == name)
     values = onnx.numpy_helper.to_array(weight).copy()
-    values[:, 40] = np.inf
+    values[where] = np.inf
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, folder / MODEL_FILE)
     return folder

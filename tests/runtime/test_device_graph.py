@@ -7,13 +7,12 @@ import torch
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.cache import GearCache
-from gear_trt.runtime.device.graph import DeviceGraph, Limits
+from gear_trt.runtime.device.graph import Limits
 from gear_trt.runtime.device.logits import DeviceLogits
 from gear_trt.runtime.engine import Engine
 from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.memory import DeviceMemory
-from gear_trt.runtime.model import Model
-from tests.runtime.device import HostQueue, host_programs
+from tests.runtime.device import HostQueue, device_model
 
 TEXT = np.random.default_rng(0).integers(0, 256, 150)
 DECODE = Limits(batch=4, seq_len=1)
@@ -21,23 +20,9 @@ PREFILL = Limits(batch=2, seq_len=48)
 UNSPLIT = Limits(batch=64, seq_len=512)
 
 
-class DeviceBackend:
-    """A backend over the CPU engine, driven as a GPU is."""
-
-    def __init__(self, folder, **programs):
-        self.queue = HostQueue()
-        self.memory = DeviceMemory(self.queue.device)
-        self._folder = folder
-        self._programs = programs
-
-    def bind(self, cache):
-        self.programs = host_programs(self._folder, cache, self.queue, **self._programs)
-        return DeviceGraph(self.programs, cache, self.queue)
-
-
 def open_engine(folder, *, batch=1, **programs):
-    backend = DeviceBackend(folder, **programs)
-    return backend, Engine(Model(folder, Manifest.read(folder), backend), batch=batch)
+    model = device_model(folder, **programs)
+    return model.backend, Engine(model, batch=batch)
 
 
 def rows_of(rng, lengths):
@@ -170,5 +155,5 @@ def test_a_cache_that_does_not_fit_the_device_is_refused(toy_folder, monkeypatch
     layers = Manifest.read(toy_folder).layers
     monkeypatch.setattr(torch, "zeros", zeros)
     with pytest.raises(GearError, match="max_tokens") as caught:
-        GearCache(layers, batch=2, max_tokens=100, memory=DeviceMemory(torch.device("cpu")))
+        GearCache(layers, batch=2, max_tokens=100, memory=DeviceMemory(HostQueue()))
     assert caught.value.code is ErrorCode.OUT_OF_MEMORY

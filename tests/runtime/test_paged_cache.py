@@ -8,16 +8,16 @@ from gear_trt.runtime.footprint import buffer_bytes, page_bytes
 from gear_trt.runtime.paged_cache import PagedCache
 from gear_trt.runtime.paged_engine import PagedEngine
 from gear_trt.runtime.token_plan import TokenPlan
-from tests.runtime.paged import OTHER, TEXT, open_sequence, refusal, run
+from tests.runtime.paged import OTHER, TEXT, new_cache, open_sequence, refusal, run
 
 
 def last_logits(engine, tokens, **plan):
-    return run(engine, open_sequence(engine, tokens, **plan))[-1]
+    return run(engine, open_sequence(engine, tokens, **plan))
 
 
 @pytest.fixture
 def engine(any_model):
-    return PagedEngine(any_model, PagedCache(any_model.manifest.layers, num_pages=40, slots=4))
+    return PagedEngine(any_model, new_cache(any_model, num_pages=40, slots=4))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fresh(any_model):
     """Logits after some tokens, computed by an engine that holds nothing else."""
 
     def compute(tokens, **plan):
-        cache = PagedCache(any_model.manifest.layers, num_pages=40, slots=1)
+        cache = new_cache(any_model, num_pages=40, slots=1)
         return last_logits(PagedEngine(any_model, cache), tokens, **plan)
 
     return compute
@@ -40,7 +40,7 @@ def test_a_shared_prefix_changes_no_bit(engine, fresh, common):
     chunk, sinks = engine.cache.chunk, engine.cache.sinks
     pages = max(common - sinks, 0) // chunk
     assert shared == (pages and sinks + pages * chunk)
-    np.testing.assert_array_equal(run(engine, sequence)[-1], fresh(tokens))
+    np.testing.assert_array_equal(run(engine, sequence), fresh(tokens))
 
 
 @pytest.mark.parametrize("mark", [140, 195, 200, 259, 299])
@@ -49,7 +49,7 @@ def test_a_mark_shares_to_the_token_and_changes_no_bit(engine, fresh, mark):
     tokens = [*TEXT[:mark], *OTHER[100:150]]
     sequence = open_sequence(engine, tokens, mark=mark)
     assert engine.cache.extend(sequence) == mark
-    np.testing.assert_array_equal(run(engine, sequence)[-1], fresh(tokens, mark=mark))
+    np.testing.assert_array_equal(run(engine, sequence), fresh(tokens, mark=mark))
 
 
 def test_the_last_token_is_left_to_run(engine, fresh):
@@ -57,7 +57,7 @@ def test_the_last_token_is_left_to_run(engine, fresh):
     run(engine, open_sequence(engine, TEXT[:whole]))
     sequence = open_sequence(engine, TEXT[:whole])
     assert engine.cache.extend(sequence) == whole - engine.cache.chunk
-    np.testing.assert_array_equal(run(engine, sequence)[-1], fresh(TEXT[:whole]))
+    np.testing.assert_array_equal(run(engine, sequence), fresh(TEXT[:whole]))
 
 
 def test_an_answer_computed_again_changes_no_bit(engine, fresh):
@@ -68,7 +68,7 @@ def test_an_answer_computed_again_changes_no_bit(engine, fresh):
     engine.cache.close(first)
     again = open_sequence(engine, TEXT[:300], prompt=100)
     assert engine.cache.extend(again) > 250
-    np.testing.assert_array_equal(run(engine, again)[-1], want)
+    np.testing.assert_array_equal(run(engine, again), want)
 
 
 def test_forks_share_pages_and_go_their_own_ways(engine, fresh):
@@ -79,7 +79,7 @@ def test_forks_share_pages_and_go_their_own_ways(engine, fresh):
     plan = TokenPlan(theirs, prompt_tokens=200, config=engine.cache.layers[0].config)
     copy = engine.cache.fork(sequence, plan)
     assert engine.cache.allocator.held == held
-    got = run(engine, copy)[-1], run(engine, sequence)[-1]
+    got = run(engine, copy), run(engine, sequence)
     np.testing.assert_array_equal(got[0], fresh(theirs, prompt=200))
     np.testing.assert_array_equal(got[1], fresh(ours, prompt=200))
     engine.cache.close(sequence)
@@ -182,7 +182,7 @@ def test_bytes_in_use(small):
         (lambda cache, one: cache._free_slots.append(one.slot), "two owners"),
         (lambda cache, one: cache._free_slots.clear(), "lost"),
         (lambda cache, one: setattr(one, "length", 500), "lacks pages"),
-        (lambda cache, one: cache.residual_buffers[1].fill(np.inf), "not finite"),
+        (lambda cache, one: cache.residual_buffers[1].__setitem__(..., np.inf), "not finite"),
     ],
 )
 def test_check_names_the_fault(small, damage, fault):

@@ -8,9 +8,8 @@ from safetensors.numpy import load_file, save_file
 from gear_trt.errors import ErrorCode
 from gear_trt.runtime import cache_file, prefix_file
 from gear_trt.runtime.engine import Engine
-from gear_trt.runtime.paged_cache import PagedCache
 from gear_trt.runtime.paged_engine import PagedEngine
-from tests.runtime.paged import OTHER, TEXT, open_sequence, refusal, run
+from tests.runtime.paged import OTHER, TEXT, new_cache, open_sequence, refusal, run
 
 
 def rewrite(path, change):
@@ -34,7 +33,7 @@ def toy_prefix(small, tmp_path):
 
 def test_a_saved_prefix_is_shared_by_another_cache(any_model, tmp_path):
     def new_engine():
-        cache = PagedCache(any_model.manifest.layers, num_pages=9, slots=1)
+        cache = new_cache(any_model, num_pages=9, slots=1)
         return PagedEngine(any_model, cache)
 
     engine, other, fresh = new_engine(), new_engine(), new_engine()
@@ -48,8 +47,8 @@ def test_a_saved_prefix_is_shared_by_another_cache(any_model, tmp_path):
     tokens = [*TEXT[:saved], *OTHER[:20]]
     sequence = open_sequence(other, tokens)
     assert other.cache.extend(sequence) == saved
-    want = run(fresh, open_sequence(fresh, tokens))[-1]
-    np.testing.assert_array_equal(run(other, sequence)[-1], want)
+    want = run(fresh, open_sequence(fresh, tokens))
+    np.testing.assert_array_equal(run(other, sequence), want)
 
 
 def test_only_what_is_there_is_saved(small, tmp_path):

@@ -28,10 +28,12 @@ from gear_trt.runtime.manifest import (
     TensorRTFacts,
 )
 from gear_trt.runtime.model import Model
+from gear_trt.runtime.options import GenerationOptions
 from gear_trt.runtime.tensorrt import check as check_module
 from gear_trt.runtime.tensorrt.backend import TensorRTBackend
 from gear_trt.runtime.tensorrt.check import EngineFile, check
 from gear_trt.runtime.tensorrt.loading import load
+from gear_trt.serving import Scheduler
 from gear_trt.spec import CompressionConfig
 from gear_trt.tensorrt.library import Flavour, TensorRT, import_tensorrt
 from tests.export.tensorrt import plugin_library
@@ -165,6 +167,59 @@ def test_a_cache_larger_than_the_engine_is_refused(folder, machine, batch, max_t
         return
     error = refusal(ErrorCode.BAD_REQUEST, Engine, model, batch=batch, max_tokens=max_tokens)
     assert text in error.message
+
+
+# --- Serving --------------------------------------------------------------------------------------
+
+
+def open_scheduler(folder, **sizes):
+    backend = open_backend(folder)
+    model = Model(folder, Manifest.read(folder), backend)
+    return backend, Scheduler(model, **{"max_cache_bytes": 64 << 20, **sizes})
+
+
+def ask(scheduler):
+    """Answers to prompts that share their beginnings, more than one step of the engine takes."""
+    options = GenerationOptions(max_new_tokens=10, eos_token_id=())
+    prompts = [[*TEXT[:100].tolist(), *TEXT[end : end + 9].tolist()] for end in range(20)]
+    tickets = [scheduler.submit(prompt, options) for prompt in prompts]
+    answers = [[event.token for event in ticket] for ticket in tickets]
+    scheduler.check()
+    assert scheduler.stats().cache_bytes_used == 0
+    return answers
+
+
+def test_a_scheduler_keeps_to_what_the_engine_takes(folder, machine, caplog):
+    with Scheduler(folder, max_cache_bytes=64 << 20, threads=1, backend="onnxruntime") as reference:
+        want = ask(reference)
+    backend, scheduler = open_scheduler(folder)
+    with scheduler:
+        assert ask(scheduler) == want
+        assert scheduler._cache.free_slots == 8
+        assert scheduler._cache.allocator.num_pages == 24
+        assert scheduler.stats().shared_tokens > 0
+    assert "takes 8 sequences at the same time, not 64" in caplog.text
+    assert "takes 24 pages, not " in caplog.text
+    assert backend._queue.replays > backend._queue.captures > 0
+
+
+def test_a_scheduler_that_asks_for_less_hears_nothing(folder, machine, caplog):
+    _, scheduler = open_scheduler(folder, max_cache_bytes=1 << 20, max_batch=4)
+    with scheduler:
+        assert scheduler._cache.free_slots == 4
+    assert not caplog.text
+
+
+def test_the_engine_bounds_the_tokens_of_a_sequence(folder, machine, monkeypatch):
+    monkeypatch.setattr(fake_tensorrt.Engine, "max_pages", 3)
+    _, scheduler = open_scheduler(folder)
+    with scheduler:
+        assert scheduler.max_tokens == 4 * 64 - 1
+        options = GenerationOptions(max_new_tokens=9, eos_token_id=())
+        events = list(scheduler.submit(TEXT[:1].tolist() * 252, options))
+        assert len(events) == 4
+        error = refusal(ErrorCode.CONTEXT_EXCEEDED, scheduler.submit, [1] * 256)
+        assert "this server takes 255" in error.message
 
 
 # --- Loading --------------------------------------------------------------------------------------

@@ -8,14 +8,22 @@ from hypothesis import strategies as st
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
-from gear_trt.runtime.paged_cache import PagedCache
 from gear_trt.runtime.paged_engine import PagedEngine
-from gear_trt.serving.batcher import PREFILL_TOKENS, Batcher
+from gear_trt.serving.batcher import Batcher
 from gear_trt.serving.job import Request
 from gear_trt.serving.ticket import Ticket
+from tests.runtime.device import OPEN
+from tests.runtime.paged import new_cache
+from tests.serving.wrapped import Wrapped
 
 TEXT = np.random.default_rng(1).integers(0, 256, 400).tolist()
 OTHER = np.random.default_rng(2).integers(0, 256, 400).tolist()
+
+
+@pytest.fixture(scope="module", params=OPEN)
+def model(request, folder):
+    """Its caches lie in the host's memory, or on a device."""
+    return OPEN[request.param](folder)
 
 
 class Clock:
@@ -28,15 +36,12 @@ class Clock:
         return self.now
 
 
-class FailingBackend:
+class FailingBackend(Wrapped):
     """The toy model's graph, which fails where a step has a certain token."""
 
     def __init__(self, backend, bad):
-        self.backend, self.bad = backend, bad
-
-    def bind(self, cache):
-        self.graph = self.backend.bind(cache)
-        return self
+        super().__init__(backend)
+        self.bad = bad
 
     def run(self, tokens_BS, new_lengths):
         logits_BSV = self.graph.run(tokens_BS, new_lengths)
@@ -45,16 +50,12 @@ class FailingBackend:
         return logits_BSV
 
 
-class Recorder:
+class Recorder(Wrapped):
     """The toy model's graph, and the shapes that it ran."""
 
     def __init__(self, backend):
-        self.backend = backend
+        super().__init__(backend)
         self.shapes = []
-
-    def bind(self, cache):
-        self.graph = self.backend.bind(cache)
-        return self
 
     def run(self, tokens_BS, new_lengths):
         self.shapes.append(tokens_BS.shape)
@@ -64,7 +65,7 @@ class Recorder:
 def new_batcher(model, *, pages=64, slots=8, clock=None, wrap=None):
     if wrap is not None:
         model = Model(model._folder, model.manifest, wrap(model.backend))
-    cache = PagedCache(model.manifest.layers, num_pages=pages, slots=slots)
+    cache = new_cache(model, num_pages=pages, slots=slots)
     return Batcher(PagedEngine(model, cache), clock=clock or Clock())
 
 
@@ -283,7 +284,7 @@ def test_the_last_in_turn_gives_way(model):
 
 
 def test_prompts_do_not_stall_those_who_decode(model):
-    """Between two tokens of a running answer at most PREFILL_TOKENS of prompts are computed."""
+    """Between two tokens of a running answer few tokens of prompts are computed."""
     batcher = new_batcher(model, wrap=Recorder)
     running = submit(batcher, TEXT[:3], max_new_tokens=60)
     run(batcher, 2)
@@ -296,7 +297,7 @@ def test_prompts_do_not_stall_those_who_decode(model):
         batcher.step()
         seen += 1
         assert len(running._events) == seen
-    assert max(rows * width for rows, width in shapes) <= PREFILL_TOKENS
+    assert max(rows * width for rows, width in shapes) <= model.backend.pace.prefill_tokens
 
 
 def test_slices_run_together_where_they_fit(model):
@@ -305,6 +306,14 @@ def test_slices_run_together_where_they_fit(model):
         submit(batcher, OTHER[start : start + 20])
     batcher.step()
     assert batcher.engine.model.backend.shapes == [(4, 20)]
+
+
+def test_the_backend_says_how_many_slices_run_together(model):
+    batcher = new_batcher(model, slots=16, wrap=Recorder)
+    for start in range(12):
+        submit(batcher, OTHER[start : start + 60])
+    batcher.step()
+    assert batcher.engine.model.backend.shapes == [(model.backend.pace.prefill_tokens // 60, 60)]
 
 
 # Ends
@@ -374,7 +383,7 @@ def test_logprobs_are_those_of_the_model(model):
     batcher = new_batcher(model)
     logits = []
     step = batcher.engine.step
-    batcher.engine.step = lambda rows: logits.append(step(rows)[0]) or logits[-1][None]
+    batcher.engine.step = lambda rows: logits.extend(step(rows)) or logits[-1:]
     events = submit(batcher, TEXT[:20], temperature=1.0, seed=3)
     run(batcher)
     for event, logits_V in zip(events, logits, strict=True):

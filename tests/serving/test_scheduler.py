@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.engine import Engine
@@ -11,11 +12,19 @@ from gear_trt.runtime.footprint import buffer_bytes, fp16_bytes_per_token, page_
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.serving import Scheduler
+from tests.runtime.device import OPEN
 from tests.runtime.folders import MAX_CONTEXT, byte_tokenizer, write_engine
+from tests.serving.wrapped import Wrapped
 
 TEXT = np.random.default_rng(3).integers(0, 256, 390).tolist()
 MEGABYTES = 2**20
 PROMPT = "What is it?"
+
+
+@pytest.fixture(scope="module", params=OPEN)
+def model(request, folder):
+    """Its caches lie in the host's memory, or on a device."""
+    return OPEN[request.param](folder)
 
 
 def options(**values):
@@ -39,16 +48,12 @@ def scheduler(model):
         yield scheduler
 
 
-class Held:
+class Held(Wrapped):
     """The toy model's graph, which does as many runs as the test allows."""
 
     def __init__(self, backend):
-        self.backend = backend
+        super().__init__(backend)
         self.runs = threading.Semaphore(0)
-
-    def bind(self, cache):
-        self.graph = self.backend.bind(cache)
-        return self
 
     def run(self, tokens_BS, new_lengths):
         self.runs.acquire()
@@ -199,6 +204,22 @@ def test_sizes_below_one_are_refused(folder, name):
         ErrorCode.BAD_REQUEST, Scheduler, folder, max_cache_bytes=MEGABYTES, **{name: 0}
     )
     assert name in error.message
+
+
+def test_unknown_backends_are_refused(folder):
+    error = refusal(
+        ErrorCode.BAD_REQUEST, Scheduler, folder, max_cache_bytes=MEGABYTES, backend="cuda"
+    )
+    assert error.hint.endswith("auto, tensorrt, onnxruntime-cuda, onnxruntime")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("backend", "code"),
+    [("onnxruntime-cuda", ErrorCode.NO_GPU), ("tensorrt", ErrorCode.MISSING_FILE)],
+)
+def test_a_backend_by_name_is_taken_or_refused(folder, backend, code):
+    refusal(code, Scheduler, folder, max_cache_bytes=MEGABYTES, backend=backend)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):

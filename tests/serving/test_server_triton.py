@@ -25,7 +25,7 @@ from tests.runtime.folders import write_engine
 from tests.serving import triton_utils
 from tests.serving.servers import wait_until
 
-LIMITS = ("--max-cache", "24MiB", "--max-batch", "4")
+LIMITS = ("--max-cache", "24MiB", "--max-batch", "4", "--backend", "onnxruntime")
 
 
 def load_file(name, path):
@@ -92,6 +92,7 @@ def test_config(config, schema):
     assert config.model_transaction_policy.decoupled
     assert config.parameters["max_cache_bytes"].string_value == str(24 << 20)
     assert config.parameters["max_batch"].string_value == "4"
+    assert config.parameters["backend"].string_value == "onnxruntime"
     assert config.max_batch_size == 0
     optional = {one.name: one.optional for one in config.input}
     assert optional == {"text_input": False, "sampling_parameters": True, "chat": True}

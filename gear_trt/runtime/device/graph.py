@@ -13,15 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gear_trt.runtime.backend import CacheMemory
+from gear_trt.runtime.backend import UNLIMITED, CacheMemory
 from gear_trt.runtime.device.inputs import StepInputs, StepShape
 from gear_trt.runtime.device.logits import DeviceLogits
 from gear_trt.runtime.device.queue import Queue
 from gear_trt.spec import graph
 
 log = logging.getLogger(__name__)
-
-UNLIMITED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ class DeviceGraph:
 
     A decode step is padded with idle rows to a power of two, and so are the columns of its page
     table, so that few shapes occur. The first run of a shape is an ordinary one; the next, if no
-    other shape comes between, is captured in a CUDA graph, and that is replayed from then on.
+    other shape comes between, is captured in a CUDA graph, and that is replayed from then on. All
+    shapes of one batch write their logits to the same place.
 
     Args:
         programs: The compiled graph.
@@ -119,6 +118,7 @@ class DeviceGraph:
         self._cache = cache
         self._queue = queue
         self._decode_runs: dict[StepShape, _Run] = {}
+        self._decode_logits: dict[int, Tensor] = {}  # by batch
         self._newest: _Run | None = None  # what the decode program ran last
         self._captures = True
 
@@ -161,7 +161,9 @@ class DeviceGraph:
         }
 
     def _prefill(self, program: Program, values: dict[str, NDArray[np.integer]]) -> Tensor:
-        run = self._new_run(_shape_of(values))
+        shape = _shape_of(values)
+        logits_BSV = self._empty_logits(shape.batch, shape.seq_len)
+        run = _Run(StepInputs(shape, self._queue), logits_BSV)
         run.inputs.send(values)
         program.run(run.tensors)
         return run.logits_BSV
@@ -174,7 +176,7 @@ class DeviceGraph:
             max_pages=min(_power_of_two(exact.max_pages), program.limits.max_pages),
         )
         if shape not in self._decode_runs:
-            self._decode_runs[shape] = self._new_run(shape)
+            self._decode_runs[shape] = self._new_decode_run(shape)
         run = self._decode_runs[shape]
         run.inputs.send(values)
         self._replay(run, program)
@@ -195,8 +197,10 @@ class DeviceGraph:
         else:
             run.replay()
 
-    def _new_run(self, shape: StepShape) -> _Run:
-        return _Run(StepInputs(shape, self._queue), self._empty_logits(shape.batch, shape.seq_len))
+    def _new_decode_run(self, shape: StepShape) -> _Run:
+        if shape.batch not in self._decode_logits:
+            self._decode_logits[shape.batch] = self._empty_logits(shape.batch, shape.seq_len)
+        return _Run(StepInputs(shape, self._queue), self._decode_logits[shape.batch])
 
     def _empty_logits(self, batch: int, seq_len: int) -> Tensor:
         return torch.empty(

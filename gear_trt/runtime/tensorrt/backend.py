@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import torch
 
 from gear_trt import tensorrt as plugins
 from gear_trt.errors import ErrorCode, GearError
-from gear_trt.runtime.backend import CacheMemory
+from gear_trt.runtime.backend import GPU_PACE, CacheLimits, CacheMemory
 from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.device.queue import CudaQueue, Queue
 from gear_trt.runtime.faults import activation_fault
@@ -22,6 +23,7 @@ from gear_trt.runtime.tensorrt.loading import LoadedEngine, load
 from gear_trt.runtime.tensorrt.program import TensorRTProgram
 from gear_trt.spec import graph
 
+_PROFILES = (PREFILL_PROFILE, DECODE_PROFILE)
 _LARGEST = 2
 """Index of the largest shape among the three of a profile."""
 _UNITS = ("rows", "columns")
@@ -33,6 +35,7 @@ class TensorRTBackend:
 
     Attributes:
         memory: The GPU's.
+        pace: Of GPUs.
 
     Args:
         loaded: The engine.
@@ -40,6 +43,8 @@ class TensorRTBackend:
         vocab_size: Width of the logits.
         raise_faults: Raises ValueError with what the plugin's kernels met, once they have run.
     """
+
+    pace = GPU_PACE
 
     def __init__(
         self,
@@ -49,7 +54,7 @@ class TensorRTBackend:
         vocab_size: int,
         raise_faults: Callable[[], None] = plugins.raise_errors,
     ) -> None:
-        self.memory = DeviceMemory(queue.device)
+        self.memory = DeviceMemory(queue)
         self._loaded = loaded
         self._engine = loaded.engine
         self._queue = queue
@@ -73,6 +78,15 @@ class TensorRTBackend:
             loaded = load(file)
         return cls(loaded, queue, vocab_size=manifest.model.vocab_size)
 
+    @cached_property
+    def cache_limits(self) -> CacheLimits:
+        """What the engine was built for, the same for the pools and the buffers of all layers."""
+        return CacheLimits(
+            num_pages=self._limit(graph.page_pool_input(0), 0),
+            slots=self._limit(graph.residual_buffer_input(0), 0),
+            max_pages=self._limit(graph.PAGE_TABLE, 1),
+        )
+
     def bind(self, cache: CacheMemory) -> DeviceGraph:
         """Make contexts of the engine over a cache that was made with `memory`.
 
@@ -91,7 +105,7 @@ class TensorRTBackend:
                     scratch=scratch,
                     queue=self._queue,
                 )
-                for profile in (PREFILL_PROFILE, DECODE_PROFILE)
+                for profile in _PROFILES
             )
         dtype = _LOGITS_DTYPES[self._engine.get_tensor_dtype(graph.LOGITS).name]
         both = Programs(prefill, decode, dtype, self._vocab_size, self._check_faults)
@@ -115,13 +129,16 @@ class TensorRTBackend:
     def _scratch(self) -> torch.Tensor:
         """Memory for activations that both contexts of a cache share: they take turns."""
         size = max(
-            self._engine.get_device_memory_size_for_profile_v2(profile)
-            for profile in (PREFILL_PROFILE, DECODE_PROFILE)
+            self._engine.get_device_memory_size_for_profile_v2(profile) for profile in _PROFILES
         )
         return torch.empty(max(size, 1), dtype=torch.uint8, device=self._queue.device)
 
     def _largest(self, name: str, profile: int) -> tuple[int, ...]:
         return tuple(self._engine.get_tensor_profile_shape(name, profile)[_LARGEST])
+
+    def _limit(self, name: str, axis: int) -> int:
+        """The largest size that both profiles take."""
+        return min(self._largest(name, profile)[axis] for profile in _PROFILES)
 
     def _limits(self, profile: int) -> Limits:
         batch, seq_len = self._largest(graph.INPUT_IDS, profile)
@@ -132,12 +149,11 @@ class TensorRTBackend:
         sizes = [(name, 0, tensor.shape[0]) for (name, _), tensor in state_names(cache)]
         sizes.append((graph.PAGE_TABLE, 1, cache.page_table.shape[1]))
         for name, axis, size in sizes:
-            for profile in (PREFILL_PROFILE, DECODE_PROFILE):
-                limit = self._largest(name, profile)[axis]
-                if size > limit:
-                    raise GearError(
-                        ErrorCode.BAD_REQUEST,
-                        f"the engine was built for {limit} {_UNITS[axis]} of {name} at most, "
-                        f"this cache has {size}",
-                        hint="load it with a smaller batch or max_tokens, or build it for more",
-                    )
+            limit = self._limit(name, axis)
+            if size > limit:
+                raise GearError(
+                    ErrorCode.BAD_REQUEST,
+                    f"the engine was built for {limit} {_UNITS[axis]} of {name} at most, "
+                    f"this cache has {size}",
+                    hint="load it with a smaller batch or max_tokens, or build it for more",
+                )

@@ -45,6 +45,7 @@ class GearModel:
             self.folder,
             max_cache_bytes=int(parameters["max_cache_bytes"]["string_value"]),
             max_batch=int(parameters["max_batch"]["string_value"]),
+            backend=parameters["backend"]["string_value"],
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gear-responses")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.build.folder import staged_folder
+from gear_trt.runtime.choice import BackendName
 from gear_trt.runtime.manifest import ENGINE_FILE, Manifest, TensorRTFacts
 from gear_trt.serving.triton.step_model import step_config
 from gear_trt.tensorrt.library import Flavour
@@ -38,6 +39,7 @@ output [
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]  # of several, each would have a cache of its own
 parameters {{ key: "max_cache_bytes" value {{ string_value: "{max_cache_bytes}" }} }}
 parameters {{ key: "max_batch" value {{ string_value: "{max_batch}" }} }}
+parameters {{ key: "backend" value {{ string_value: "{backend}" }} }}
 """
 
 _CODE = f'''\
@@ -56,7 +58,13 @@ class TritonPythonModel(GearModel):
 
 
 def write_models(
-    engine: Path, repository: Path, *, name: str, max_cache_bytes: int, max_batch: int
+    engine: Path,
+    repository: Path,
+    *,
+    name: str,
+    max_cache_bytes: int,
+    max_batch: int,
+    backend: BackendName,
 ) -> list[str]:
     """Write an engine into a model repository.
 
@@ -69,6 +77,7 @@ def write_models(
         name: The model's.
         max_cache_bytes: Of pages and buffers.
         max_batch: Answers that are generated at the same time.
+        backend: What runs the graph, on the machine that serves the repository.
 
     Returns:
         The command that serves the repository.
@@ -87,7 +96,9 @@ def write_models(
     command = ["tritonserver", f"--model-repository={repository}"]
     with ExitStack() as stages:
         folder = stages.enter_context(staged_folder(repository / name, force=False))
-        config = _CONFIG.format(name=name, max_cache_bytes=max_cache_bytes, max_batch=max_batch)
+        config = _CONFIG.format(
+            name=name, max_cache_bytes=max_cache_bytes, max_batch=max_batch, backend=backend
+        )
         _write_text_model(engine, folder, config)
         if (facts := manifest.tensorrt) is not None and facts.flavour == Flavour.TENSORRT:
             model = repository / f"{name}-step"
