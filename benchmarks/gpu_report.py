@@ -81,7 +81,7 @@ def _speaks_of(row: Row, target: Target) -> bool:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A table of all decode rows, and one of the targets."""
+    """A table of all decode rows, one of whole models, and one of the targets."""
     lines = ["| B | context | G | config | µs | best FP16 µs | ratio | of ceiling | NMSE |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     lines += [
@@ -91,6 +91,7 @@ def summary(rows: Sequence[Row]) -> str:
         for row in rows
         if row["kind"] == "decode"
     ]
+    lines += ["", throughput_table(rows)]
     lines += ["", "| target | must | moonshot | worst | best | |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {verdict.target.name} | {verdict.target.must} | {verdict.target.moonshot or '–'} "
@@ -98,6 +99,26 @@ def summary(rows: Sequence[Row]) -> str:
         for verdict in judge(rows)
     ]
     return "\n".join(lines)
+
+
+def throughput_table(rows: Sequence[Row]) -> str:
+    """A table of the rows of whole models; empty where there are none."""
+    lines = [_throughput_line(row) for row in rows if row["kind"] == "throughput"]
+    titles = ["memory", "cache", "B", "tokens/s", "ratio", "longest step ms", "peak GB"]
+    titles += ["less memory", "NMSE"]
+    head = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def _throughput_line(row: Row) -> str:
+    place = f"| {row['memory']} | {row['config']} | {row['batch']} "
+    if "failure" in row:
+        return f"{place}| {row['failure']} | | | | | |"
+    return (
+        f"{place}| {row['tokens_per_second']:.0f} | {_number(row.get('ratio'), '.2f')} "
+        f"| {row['ms_longest']:.1f} | {row['peak_bytes'] / 1e9:.1f} "
+        f"| {_number(row.get('memory_ratio'), '.2f')} | {row['nmse']:.1e} |"
+    )
 
 
 def _number(value: float | None, form: str) -> str:
