@@ -11,10 +11,15 @@ from benchmarks.gpu_shapes import TARGETS, Target
 Row = dict[str, Any]
 
 
-def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """Add to every decode row: rate, share of the ceiling, ratio to the best FP16 of its shape."""
+def with_ratio(row: Row, rows: Sequence[Row]) -> Row:
+    """Add to a timed row: rate, share of the ceiling, ratio to the best FP16 of its shape.
+
+    Args:
+        row: A row of any kind.
+        rows: Those of the same run before it.
+    """
     ceiling = next((row["gb_per_s"] for row in rows if row["kind"] == "ceiling"), None)
-    return [_with_ratios(row, rows, ceiling) if _is_timed(row) else row for row in rows]
+    return _with_ratios(row, rows, ceiling) if _is_timed(row) else row
 
 
 def _is_timed(row: Row) -> bool:

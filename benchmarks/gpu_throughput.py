@@ -95,6 +95,20 @@ def budgets(card_bytes: int) -> dict[str, int]:
     return {**smaller, "card": whole}
 
 
+def largest_batch(name: str, decoder: Decoder, load: Load, limit: int) -> int:
+    """Sequences whose cache and activations fit beside the weights, by their bytes.
+
+    Args:
+        name: Of a cache.
+        decoder: Whose weights and activations; on `meta` it takes nothing itself.
+        load: Whose tokens.
+        limit: Bytes of memory.
+    """
+    cache = CACHES[name](decoder.shape, 1, load.tokens, torch.device("meta"))
+    free = limit - decoder.nbytes - _RESERVE_BYTES
+    return max(free // (cache.nbytes + decoder.shape.activation_bytes), 0)
+
+
 def gpu_throughput_rows(machine: Machine) -> Iterator[Row]:
     """Measure Llama 3's 8B shape in the memories of this GPU."""
     card_bytes = torch.cuda.get_device_properties(machine.device).total_memory
@@ -152,11 +166,8 @@ class _Trial:
         self._history = random_history(self._one_layer(1), load.start, machine.device)
 
     def largest_batch(self, name: str, limit: int) -> int:
-        """Sequences whose cache and activations fit beside the weights, by their bytes."""
-        shape = self._decoder.shape
-        cache = CACHES[name](shape, 1, self._load.tokens, torch.device("meta"))
-        free = limit - self._decoder.nbytes - _RESERVE_BYTES
-        return max(free // (cache.nbytes + shape.activation_bytes), 0)
+        """Sequences that a memory of so many bytes holds."""
+        return largest_batch(name, self._decoder, self._load, limit)
 
     def row(self, name: str, batch: int) -> Row:
         """Allocate, decode, and say how fast that was and how much memory it took."""
@@ -177,7 +188,7 @@ class _Trial:
         _start_counting(self._device)
         try:
             return {**row, **self._measured(name, batch)}
-        except RuntimeError as failure:  # out of memory, by any of its names
+        except RuntimeError as failure:  # most likely out of memory, under one of its names
             return {**row, "failure": f"{type(failure).__name__}: {failure}"}
 
     def _measured(self, name: str, batch: int) -> Row:

@@ -1,16 +1,28 @@
 """The whole-model benchmark on small sizes: all but CUDA graphs and the memory of a GPU."""
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from benchmarks import gpu_throughput
+from benchmarks import gpu_throughput, gpu_timing
 from benchmarks.gpu_caches import HalfCache, PackedCache
 from benchmarks.gpu_decoder import LLAMA_3_8B, Decoder, DecoderShape
 from benchmarks.gpu_history import nmse, random_history
 from benchmarks.gpu_report import throughput_table
 from benchmarks.gpu_shapes import Shape
-from benchmarks.gpu_throughput import CACHES, COMMON, FP16, LARGEST, PAPER_LOAD, PRESETS, Load
-from benchmarks.gpu_timing import Machine, time_clock
+from benchmarks.gpu_throughput import (
+    CACHES,
+    COMMON,
+    FP16,
+    LARGEST,
+    PAPER_LOAD,
+    PRESETS,
+    Load,
+    largest_batch,
+)
+from benchmarks.gpu_timing import Machine, time_clock, time_steps
 from gear_trt.spec import CompressionConfig
 
 CPU = torch.device("cpu")
@@ -154,6 +166,82 @@ def test_memories_are_a_small_card_and_this_one():
     assert gpu_throughput.budgets(24 * gib) == {"card": 20 * gib}
 
 
+# --- Steps in CUDA graphs -------------------------------------------------------------------------
+
+
+class FakeGraph:
+    """Replays what was captured: its step is noted when it runs, not when it is captured."""
+
+    def __init__(self):
+        self.length = None
+
+    def replay(self):
+        FakeGraph.replayed.append(self.length)
+
+
+class FakeEvent:
+    """Says that a replay takes a millisecond."""
+
+    def record(self):
+        self.after = len(FakeGraph.replayed)
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return float(end.after - self.after)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """The parts of torch.cuda that captures need; a step's length counts when it is captured."""
+    captured = []
+
+    @contextmanager
+    def capture(graph, pool, stream):
+        yield
+        graph.length = captured[-1]
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    FakeGraph.replayed = []
+    for name, fake in {
+        "Stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda: stream,
+        "graph_pool_handle": lambda: (0, 1),
+        "CUDAGraph": FakeGraph,
+        "graph": capture,
+        "Event": lambda enable_timing: FakeEvent(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    gpu_timing._capture_stream.cache_clear()
+    yield captured
+    gpu_timing._capture_stream.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("is_replayable", "replayed"),
+    [(False, [10, 11, 12, 13, 10, 11, 12, 13]), (True, [10, 10, 10, 10, 10])],
+)
+def test_captured_steps_have_the_lengths_of_their_turn(fake_cuda, is_replayable, replayed):
+    """First every graph once, then the steps that are timed."""
+    length = 0
+
+    def step():
+        nonlocal length
+        fake_cuda.append(length)
+        length += 1
+
+    def rewind():
+        nonlocal length
+        length = 10
+
+    times = time_steps(torch.device("cuda"), step, rewind, 4, is_replayable=is_replayable)
+    assert times == [1.0] * 4
+    assert FakeGraph.replayed == replayed
+    assert length == 10, "a replay runs no Python"
+
+
 # --- Rows -----------------------------------------------------------------------------------------
 
 LOAD = Load(prompt=124, generated=16, steps=8)  # a page of k4v4 becomes full at 132 tokens
@@ -205,12 +293,11 @@ def test_rows_say_how_fast_how_large_and_how_exact(rows):
 
 
 def test_the_largest_batch_fits_and_one_more_would_not():
-    trial = gpu_throughput._Trial(MACHINE, Decoder(SHAPE, LOAD.tokens, CPU), LOAD)
-    limit = limit_for(40)
-    batches = {name: trial.largest_batch(name, limit) for name in CACHES}
+    decoder, limit = Decoder(SHAPE, LOAD.tokens, CPU), limit_for(40)
+    batches = {name: largest_batch(name, decoder, LOAD, limit) for name in CACHES}
     for name, batch in batches.items():
         each = CACHES[name](SHAPE, 1, LOAD.tokens, CPU).nbytes + SHAPE.activation_bytes
-        free = limit - gpu_throughput._RESERVE_BYTES - Decoder(SHAPE, 1, CPU).nbytes
+        free = limit - gpu_throughput._RESERVE_BYTES - decoder.nbytes
         assert batch * each <= free < (batch + 1) * each
     assert batches[FP16] == 40
 
