@@ -90,9 +90,9 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights."""
-        layers = sum(tensor.nbytes for layer in self._layers for tensor in vars(layer).values())
-        ends = (self._embedding, self._norm_W, self._head)
-        return layers + sum(tensor.nbytes for tensor in ends)
+        layers: list[Tensor] = [w for layer in self._layers for w in vars(layer).values()]
+        weights = (self._embedding, *layers, self._norm_W, self._head)
+        return sum(weight.nbytes for weight in weights)
 
     def step(self, tokens_B: Tensor, cache: Cache) -> None:
         """Decode the tokens, one of every sequence; the likeliest next ones take their place."""

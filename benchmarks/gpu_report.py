@@ -96,7 +96,8 @@ def summary(rows: Sequence[Row]) -> str:
         for row in rows
         if row["kind"] == "decode"
     ]
-    lines += ["", throughput_table(rows)]
+    if models := throughput_table(rows):
+        lines += ["", models]
     lines += ["", "| target | must | moonshot | worst | best | |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {verdict.target.name} | {verdict.target.must} | {verdict.target.moonshot or '–'} "
@@ -119,9 +120,10 @@ def _throughput_line(row: Row) -> str:
     place = f"| {row['memory']} | {row['config']} | {row['batch']} "
     if "failure" in row:
         return f"{place}| {row['failure']} | | | | | |"
+    peak, limit = row["peak_bytes"] / 1e9, row["limit_bytes"] / 1e9
     return (
         f"{place}| {row['tokens_per_second']:.0f} | {_number(row.get('ratio'), '.2f')} "
-        f"| {row['ms_longest']:.1f} | {row['peak_bytes'] / 1e9:.1f} "
+        f"| {row['ms_longest']:.1f} | {peak:.1f} of {limit:.1f} "
         f"| {_number(row.get('memory_ratio'), '.2f')} | {row['nmse']:.1e} |"
     )
 

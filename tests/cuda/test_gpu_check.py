@@ -313,6 +313,45 @@ def test_rows_are_recorded_from_the_source_tree(measured, monkeypatch, tmp_path)
     assert all("commit" in line and "versions" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("failures", "verdict", "is_clean", "status"),
+    [
+        ([], "ran", True, ExitStatus.OK),
+        ([gpu_cases.Failure("attention-batch-ragged", "NMSE")], "ran", True, ExitStatus.FAILED),
+        ([], "failed", True, ExitStatus.FAILED),
+        ([], "ran", False, ExitStatus.FAILED),
+    ],
+)
+def test_everything_runs_whatever_failed(
+    failures, verdict, is_clean, status, measured, monkeypatch, tmp_path, capsys
+):
+    steps = {"measured": lambda: measured, "engine": lambda: [{"kind": "e", "verdict": verdict}]}
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    for name, fake in {
+        "_build": lambda: None,
+        "_run_tables": lambda built: failures,
+        "_steps": lambda rows: steps,
+        "_is_clean": lambda: is_clean,
+    }.items():
+        monkeypatch.setattr(gpu_check, name, fake)
+    assert gpu_check.check() == status
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert len(rows) == len(measured) + 1
+    assert {row["failed_checks"] for row in rows} == {len(failures)}
+    assert {row["gpu"] for row in rows} == {"a GPU"}
+    assert f"{len(rows)} rows in " in capsys.readouterr().out
+
+
+def test_a_build_that_fails_ends_it(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("nvcc failed")
+
+    monkeypatch.setattr(gpu_check, "_build", fail)
+    assert gpu_check.check() == ExitStatus.FAILED
+    assert "nvcc failed" in capsys.readouterr().out
+
+
 def test_what_says_most_comes_first(monkeypatch):
     monkeypatch.setattr(gpu_timing, "this_gpu", lambda: Machine(CPU, "cpu", 1, time_clock))
     names = list(gpu_check._steps([]))

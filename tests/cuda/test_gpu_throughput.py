@@ -344,4 +344,5 @@ def test_the_table_names_every_row(rows):
     table = throughput_table(rows)
     assert len(table.splitlines()) == 2 + len(rows)
     assert table.count("| paper-2bit |") == 2
+    assert f" of {limit_for(3) / 1e9:.1f} |" in table
     assert throughput_table([]) == ""
