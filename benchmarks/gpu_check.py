@@ -23,6 +23,7 @@ import importlib.util
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ def check() -> int:
         return ExitStatus.FAILED
     failures = _run_tables(built)
     rows: list[Row] = []
-    facts = {"gpu": torch.cuda.get_device_name(), "failed_checks": len(failures)}
+    facts = {"gpu": torch.cuda.get_device_name(), "failed_cases": len(failures)}
     path = record(run_steps(_steps(rows), rows, facts))
     print(summary(rows))
     print(f"{len(rows)} rows in {path}")
@@ -134,6 +135,7 @@ def _guarded(name: str, step: Step) -> Iterator[Row]:
         torch.cuda.empty_cache()  # what the step before had, for those that do not ask PyTorch
         yield from step()
     except Exception as error:  # one step's fault must not cost the others
+        traceback.print_exc()
         text = f"{type(error).__name__}: {error}"
         print(f"FAILED {name}: {text}")
         yield {"kind": "step", "step": name, "verdict": "failed", "text": text}

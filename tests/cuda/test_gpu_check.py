@@ -338,7 +338,7 @@ def test_everything_runs_whatever_failed(
     assert gpu_check.check() == status
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert len(rows) == len(measured) + 1
-    assert {row["failed_checks"] for row in rows} == {len(failures)}
+    assert {row["failed_cases"] for row in rows} == {len(failures)}
     assert {row["gpu"] for row in rows} == {"a GPU"}
     assert f"{len(rows)} rows in " in capsys.readouterr().out
 
@@ -380,11 +380,11 @@ def test_a_step_that_breaks_keeps_its_rows_and_lets_the_others_run(capsys):
 
     rows = []
     steps = {"broken": broken, "whole": lambda: [{"kind": "last"}]}
-    found = list(gpu_check.run_steps(steps, rows, {"failed_checks": 2}))
+    found = list(gpu_check.run_steps(steps, rows, {"failed_cases": 2}))
     assert found == rows
     assert [row["kind"] for row in rows] == ["first", "step", "last"]
     assert (rows[1]["step"], rows[1]["verdict"]) == ("broken", "failed")
-    assert all(row["failed_checks"] == 2 for row in rows)
+    assert all(row["failed_cases"] == 2 for row in rows)
     assert "FAILED broken: RuntimeError: an illegal memory access" in capsys.readouterr().out
 
 
