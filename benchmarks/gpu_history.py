@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_shapes import WAITING, Shape
+from benchmarks.gpu_shapes import Shape
+from gear_trt.reference.cache import num_pages
 from gear_trt.spec import CompressionConfig
 from gear_trt.torch import attention, compress_pages
 
@@ -78,8 +79,8 @@ class CompressedHistory:
         self._config = config
         batch, pages = shape.batch, shape.pages(config)
         device = history.keys_BHTD.device
-        self._pool = _compressed(history, shape, config).repeat(copies, 1, 1)
-        self._buffer = _waiting(history, config).repeat(copies, 1, 1, 1, 1)
+        self._pool = compressed_pages(history, config).repeat(copies, 1, 1)
+        self._buffer = residual_buffers(history, config).repeat(copies, 1, 1, 1, 1)
         self._tables = torch.arange(copies * batch * pages, dtype=torch.int32, device=device)
         self._tables = self._tables.view(copies, batch, pages)
         self._slots = torch.arange(copies * batch, dtype=torch.int32, device=device)
@@ -131,24 +132,27 @@ def nmse(actual: Tensor, expected: Tensor) -> float:
     return float(error.square().sum() / expected.double().square().sum())
 
 
-def _compressed(history: History, shape: Shape, config: CompressionConfig) -> Tensor:
-    """Pages [B · pages, H, page_words] of everything between the sinks and the waiting tokens."""
-    pages = shape.pages(config)
-    chunked = (shape.batch * shape.kv_heads * pages, config.chunk, shape.head_dim)
+def compressed_pages(history: History, config: CompressionConfig) -> Tensor:
+    """Compress every full page: [B · pages, H, page_words] int32."""
+    batch, heads, tokens, head_dim = history.keys_BHTD.shape
+    pages = num_pages(tokens, config)
+    paged = slice(config.sinks, config.sinks + pages * config.chunk)
     keys, values = (
-        side[:, :, config.sinks : -WAITING].reshape(chunked)
+        side[:, :, paged].reshape(batch * heads * pages, config.chunk, head_dim).contiguous()
         for side in (history.keys_BHTD, history.values_BHTD)
     )
     words = compress_pages(keys, values, config)
-    by_sequence = words.view(shape.batch, shape.kv_heads, pages, -1).transpose(1, 2)
-    return by_sequence.reshape(shape.batch * pages, shape.kv_heads, -1)
+    by_sequence = words.view(batch, heads, pages, -1).transpose(1, 2)
+    return by_sequence.reshape(batch * pages, heads, -1)
 
 
-def _waiting(history: History, config: CompressionConfig) -> Tensor:
-    """Residual buffers [B, H, 2, sinks + C, D]: the first and the newest tokens."""
+def residual_buffers(history: History, config: CompressionConfig) -> Tensor:
+    """Buffers [B, H, 2, sinks + C, D] float16: the sinks, and the tokens behind the last page."""
     sides = torch.stack([history.keys_BHTD, history.values_BHTD], dim=2)
-    batch, heads, _, _, head_dim = sides.shape
-    buffer = sides.new_zeros((batch, heads, 2, config.sinks + config.chunk, head_dim))
-    buffer[:, :, :, : config.sinks] = sides[:, :, :, : config.sinks]
-    buffer[:, :, :, config.sinks : config.sinks + WAITING] = sides[:, :, :, -WAITING:]
+    batch, heads, _, tokens, head_dim = sides.shape
+    sinks = config.sinks
+    waiting = tokens - sinks - num_pages(tokens, config) * config.chunk
+    buffer = sides.new_zeros((batch, heads, 2, sinks + config.chunk, head_dim))
+    buffer[:, :, :, :sinks] = sides[:, :, :, :sinks]
+    buffer[:, :, :, sinks : sinks + waiting] = sides[:, :, :, tokens - waiting :]
     return buffer

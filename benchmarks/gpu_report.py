@@ -11,10 +11,15 @@ from benchmarks.gpu_shapes import TARGETS, Target
 Row = dict[str, Any]
 
 
-def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """Add to every decode row: rate, share of the ceiling, ratio to the best FP16 of its shape."""
+def with_ratio(row: Row, rows: Sequence[Row]) -> Row:
+    """Add to a timed row: rate, share of the ceiling, ratio to the best FP16 of its shape.
+
+    Args:
+        row: A row of any kind.
+        rows: Those of the same run before it.
+    """
     ceiling = next((row["gb_per_s"] for row in rows if row["kind"] == "ceiling"), None)
-    return [_with_ratios(row, rows, ceiling) if _is_timed(row) else row for row in rows]
+    return _with_ratios(row, rows, ceiling) if _is_timed(row) else row
 
 
 def _is_timed(row: Row) -> bool:
@@ -81,7 +86,7 @@ def _speaks_of(row: Row, target: Target) -> bool:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A table of all decode rows, and one of the targets."""
+    """A table of all decode rows, one of whole models, and one of the targets."""
     lines = ["| B | context | G | config | µs | best FP16 µs | ratio | of ceiling | NMSE |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     lines += [
@@ -91,6 +96,8 @@ def summary(rows: Sequence[Row]) -> str:
         for row in rows
         if row["kind"] == "decode"
     ]
+    if models := throughput_table(rows):
+        lines += ["", models]
     lines += ["", "| target | must | moonshot | worst | best | |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {verdict.target.name} | {verdict.target.must} | {verdict.target.moonshot or '–'} "
@@ -98,6 +105,27 @@ def summary(rows: Sequence[Row]) -> str:
         for verdict in judge(rows)
     ]
     return "\n".join(lines)
+
+
+def throughput_table(rows: Sequence[Row]) -> str:
+    """A table of the rows of whole models; empty where there are none."""
+    lines = [_throughput_line(row) for row in rows if row["kind"] == "throughput"]
+    titles = ["memory", "cache", "B", "tokens/s", "ratio", "longest step ms", "peak GB"]
+    titles += ["less memory", "NMSE"]
+    head = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def _throughput_line(row: Row) -> str:
+    place = f"| {row['memory']} | {row['config']} | {row['batch']} "
+    if "failure" in row:
+        return f"{place}| {row['failure']} | | | | | |"
+    peak, limit = row["peak_bytes"] / 1e9, row["limit_bytes"] / 1e9
+    return (
+        f"{place}| {row['tokens_per_second']:.0f} | {_number(row.get('ratio'), '.2f')} "
+        f"| {row['ms_longest']:.1f} | {peak:.1f} of {limit:.1f} "
+        f"| {_number(row.get('memory_ratio'), '.2f')} | {row['nmse']:.1e} |"
+    )
 
 
 def _number(value: float | None, form: str) -> str:

@@ -28,7 +28,7 @@ _ONE_ALLOCATION_PER_TENSOR = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Else every tensor lies in a large block of PyTorch's, and writing past its end is allowed."""
 
 _FOUND = 99
-_TIMEOUT_SECONDS = 150
+_TIMEOUT_SECONDS = 90
 _UNSUPPORTED = ("Device not supported", "not supported on this")
 
 

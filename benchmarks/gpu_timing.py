@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from statistics import median, quantiles
 
 import torch
@@ -97,3 +99,67 @@ def time_clock(calls: Calls) -> Timing:
             call()
         times.append(1e6 * (time.perf_counter() - started) / len(calls))
     return Timing.of(times)
+
+
+def time_steps(
+    device: torch.device,
+    step: Callable[[], object],
+    rewind: Callable[[], object],
+    count: int,
+    *,
+    is_replayable: bool,
+) -> list[float]:
+    """Milliseconds of each of `count` steps in a row, which change what the next one finds.
+
+    On a GPU they are CUDA graphs, replayed back to back; each graph has run before it is timed.
+
+    Args:
+        device: Where.
+        step: The work.
+        rewind: Go back to before the first step.
+        count: Steps.
+        is_replayable: Whether one captured step is right for them all.
+    """
+    if device.type == "cuda":
+        return _time_captured(step, rewind, 1 if is_replayable else count, count)
+    rewind()
+    times = [time.perf_counter()]
+    for _ in range(count):
+        step()
+        times.append(time.perf_counter())
+    return [1e3 * (end - start) for start, end in pairwise(times)]
+
+
+def _time_captured(
+    step: Callable[[], object], rewind: Callable[[], object], num_graphs: int, count: int
+) -> list[float]:
+    side = _capture_stream()
+    rewind()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    rewind()
+    pool = torch.cuda.graph_pool_handle()
+    graphs = []
+    for _ in range(num_graphs):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1], pool=pool, stream=side):
+            step()
+    for graph in graphs:
+        graph.replay()
+    rewind()
+    replays = graphs * (count // num_graphs)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events[0].record()
+    for graph, event in zip(replays, events[1:], strict=True):
+        graph.replay()
+        event.record()
+    events[-1].synchronize()
+    return [start.elapsed_time(end) for start, end in pairwise(events)]
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all: libraries keep a workspace for every stream that they have seen."""
+    return torch.cuda.Stream()

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from benchmarks.gpu_decoder import LLAMA_3_8B, Decoder
 from benchmarks.gpu_shapes import (
     CONFIGS,
     HALF_BYTES,
@@ -28,6 +31,7 @@ from benchmarks.gpu_shapes import (
     decode_flops,
     fp16_bytes,
 )
+from benchmarks.gpu_throughput import CACHES, PAPER_LOAD, largest_batch
 from gear_trt.spec import PRESETS, CompressionConfig, page_layout
 from gear_trt.spec.layout import CONFIG_VARIABLES
 
@@ -38,6 +42,8 @@ PTXAS_BUDGET = REPOSITORY / "plugins" / "cuda" / "ptxas_budget.json"
 PAPER = {name: CompressionConfig.preset(name) for name in PRESETS if name.startswith("paper")}
 HEAD_DIMS = (64, 128)
 GROUPS = (1, 4, 8)
+MEMORIES_GIB = (24, 75)
+"""A small card, and what CUDA leaves of an H100."""
 
 READ_SHARE = 0.90
 """Of the data sheet's bandwidth, what reading alone reaches: 4.2 to 4.4 of 4.8 TB/s on H200."""
@@ -168,6 +174,19 @@ def prediction_table(gpu: Gpu) -> str:
     return _table(["B", "context", "FP16 µs", *(f"`{name}`" for name in CONFIGS)], rows)
 
 
+def capacity_table() -> str:
+    """Sequences of the throughput benchmark that a memory holds beside the weights."""
+    device = torch.device("meta")
+    decoder, tokens = Decoder(LLAMA_3_8B, 1, device), PAPER_LOAD.tokens
+    rows = []
+    for name, make in CACHES.items():
+        size = make(LLAMA_3_8B, 1, tokens, device).nbytes
+        batches = [largest_batch(name, decoder, PAPER_LOAD, gib << 30) for gib in MEMORIES_GIB]
+        rows.append([f"`{name}`", f"{size / 1e6:.1f}", *map(str, batches)])
+    titles = ["cache", f"MB per sequence of {tokens} tokens"]
+    return _table([*titles, *(f"B in {gib} GiB" for gib in MEMORIES_GIB)], rows)
+
+
 def targets_table() -> str:
     """The targets that `make gpu-check` judges by."""
     rows = [
@@ -295,6 +314,7 @@ def _round_up(value: int, unit: int) -> int:
 TABLES: dict[str, Callable[[], str]] = {
     "bytes": bytes_table,
     "bounds": bounds_table,
+    "capacity": capacity_table,
     "targets": targets_table,
     "occupancy": occupancy_table,
     **{

@@ -168,13 +168,13 @@ class Comparison(BaseModel):
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to a JSON lines file, each with the environment.
+    """Append rows to a JSON lines file, each as soon as it is there, with the environment.
 
     Raises:
         OSError: The file cannot be written.
     """
     shared = environment()
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", buffering=1) as file:  # by lines
         for row in rows:
             file.write(json.dumps({**row, **shared}) + "\n")
 

@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_cases, gpu_check, gpu_engines, gpu_sanitizer, gpu_shapes, records
+from benchmarks import (
+    gpu_cases,
+    gpu_check,
+    gpu_engines,
+    gpu_sanitizer,
+    gpu_shapes,
+    gpu_timing,
+    records,
+)
 from benchmarks.gpu_ceiling import read_ceiling
 from benchmarks.gpu_compression import compression_rows
 from benchmarks.gpu_decode import decode_rows
 from benchmarks.gpu_kernels import DeviceKernels, Guarded
 from benchmarks.gpu_prefill import prefill_rows
-from benchmarks.gpu_report import judge, summary, with_ratios
+from benchmarks.gpu_report import judge, summary, with_ratio
 from benchmarks.gpu_shapes import CONFIGS, SHAPES, TARGETS, Shape
 from benchmarks.gpu_timing import Machine, Timing, time_clock
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
@@ -240,11 +248,15 @@ def measured(emulated):
     tiny = [
         Shape(batch, 128, group, kv_heads=2, head_dim=64) for batch in (1, 8) for group in (4, 1)
     ]
-    rows = [read_ceiling(machine, 1 << 20)]
-    rows += decode_rows(machine, tiny)
-    rows += compression_rows(machine, (1, 8), rows, kv_heads=2, head_dim=64)
-    rows += prefill_rows(machine, (200,), kv_heads=2, head_dim=64)
-    return with_ratios(rows)
+    rows = []
+    sizes = {"kv_heads": 2, "head_dim": 64}
+    steps = {
+        "ceiling": lambda: [read_ceiling(machine, 1 << 20)],
+        "decode": lambda: decode_rows(machine, tiny),
+        "compression": lambda: compression_rows(machine, (1, 8), rows, **sizes),
+        "prefill": lambda: prefill_rows(machine, (200,), **sizes),
+    }
+    return list(gpu_check.run_steps(steps, rows, {"gpu": "none"}))
 
 
 def of_kind(rows, kind):
@@ -299,6 +311,81 @@ def test_rows_are_recorded_from_the_source_tree(measured, monkeypatch, tmp_path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len(measured)
     assert all("commit" in line and "versions" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("failures", "verdict", "is_clean", "status"),
+    [
+        ([], "ran", True, ExitStatus.OK),
+        ([gpu_cases.Failure("attention-batch-ragged", "NMSE")], "ran", True, ExitStatus.FAILED),
+        ([], "failed", True, ExitStatus.FAILED),
+        ([], "ran", False, ExitStatus.FAILED),
+    ],
+)
+def test_everything_runs_whatever_failed(
+    failures, verdict, is_clean, status, measured, monkeypatch, tmp_path, capsys
+):
+    steps = {"measured": lambda: measured, "engine": lambda: [{"kind": "e", "verdict": verdict}]}
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    for name, fake in {
+        "_build": lambda: None,
+        "_run_tables": lambda built: failures,
+        "_steps": lambda rows: steps,
+        "_is_clean": lambda: is_clean,
+    }.items():
+        monkeypatch.setattr(gpu_check, name, fake)
+    assert gpu_check.check() == status
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert len(rows) == len(measured) + 1
+    assert {row["failed_cases"] for row in rows} == {len(failures)}
+    assert {row["gpu"] for row in rows} == {"a GPU"}
+    assert f"{len(rows)} rows in " in capsys.readouterr().out
+
+
+def test_a_build_that_fails_ends_it(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("nvcc failed")
+
+    monkeypatch.setattr(gpu_check, "_build", fail)
+    assert gpu_check.check() == ExitStatus.FAILED
+    assert "nvcc failed" in capsys.readouterr().out
+
+
+def test_what_says_most_comes_first(monkeypatch):
+    monkeypatch.setattr(gpu_timing, "this_gpu", lambda: Machine(CPU, "cpu", 1, time_clock))
+    names = list(gpu_check._steps([]))
+    assert names[:2] == ["how fast the GPU reads", "decode"]
+    assert names[-1] == "engines"
+    assert len(names) == 6
+
+
+def test_rows_are_written_before_the_next_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    written = []
+
+    def look():
+        for number in range(3):
+            yield {"kind": "look", "number": number}
+            written.append(len((tmp_path / "gpu.jsonl").read_text().splitlines()))
+
+    gpu_check.record(look())
+    assert written == [1, 2, 3]
+
+
+def test_a_step_that_breaks_keeps_its_rows_and_lets_the_others_run(capsys):
+    def broken():
+        yield {"kind": "first"}
+        raise RuntimeError("an illegal memory access was encountered")
+
+    rows = []
+    steps = {"broken": broken, "whole": lambda: [{"kind": "last"}]}
+    found = list(gpu_check.run_steps(steps, rows, {"failed_cases": 2}))
+    assert found == rows
+    assert [row["kind"] for row in rows] == ["first", "step", "last"]
+    assert (rows[1]["step"], rows[1]["verdict"]) == ("broken", "failed")
+    assert all(row["failed_cases"] == 2 for row in rows)
+    assert "FAILED broken: RuntimeError: an illegal memory access" in capsys.readouterr().out
 
 
 def test_the_summary_names_every_row_and_target(measured):
@@ -364,10 +451,10 @@ def test_a_peer_that_fails_is_no_baseline():
         "bytes": 1,
     }
     row = {**place, "kind": "decode", "config": "k4v4", "us": 2.0, "bytes": 1, "nmse": 0.0}
-    rows = with_ratios([failed, fp8, row])
-    assert rows[2]["ratio"] is None
-    assert rows[2]["ceiling_share"] is None
-    assert "–" in summary(rows)
+    row = with_ratio(row, [failed, fp8])
+    assert row["ratio"] is None
+    assert row["ceiling_share"] is None
+    assert "–" in summary([failed, fp8, row])
 
 
 def test_timing_is_a_median_and_deciles():
