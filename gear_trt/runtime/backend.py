@@ -106,7 +106,8 @@ class BoundGraph(Protocol):
             [B, S, vocab_size] logits in the graph's own float type.
 
         Raises:
-            GearError: `NON_FINITE_ACTIVATION`. The cache is not usable after an error.
+            GearError: `NON_FINITE_ACTIVATION`, `OUT_OF_MEMORY`. The places of the new tokens in the
+                cache may hold anything then.
         """
         ...
 

@@ -148,3 +148,12 @@ def _no_room(where: str, shape: tuple[int, ...], dtype: str) -> GearError:
         f"a layer's cache does not fit {where}: no room for {size:,} bytes",
         hint="load the engine with a smaller max_tokens or batch, or allow a scheduler less cache",
     )
+
+
+def no_room_for_step(where: str) -> GearError:
+    """Return the error of a step whose intermediate results do not fit the memory."""
+    return GearError(
+        ErrorCode.OUT_OF_MEMORY,
+        f"{where} has too little memory for this step",
+        hint="use a smaller batch, or load the engine with a smaller max_tokens",
+    )

@@ -18,7 +18,7 @@ from gear_trt.runtime.backend import CPU_PACE, CacheLimits, CacheMemory
 from gear_trt.runtime.faults import activation_fault
 from gear_trt.runtime.graph_state import state_names
 from gear_trt.runtime.manifest import MODEL_FILE
-from gear_trt.runtime.memory import HostMemory
+from gear_trt.runtime.memory import HostMemory, no_room_for_step
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, graph
 
 FAILURES = (
@@ -240,11 +240,7 @@ def run_failure(error: Exception) -> GearError:
     """Return what a failed run is to the user."""
     text = str(error)
     if _NO_MEMORY.search(text):
-        return GearError(
-            ErrorCode.OUT_OF_MEMORY,
-            "the machine has too little memory for this step",
-            hint="use a smaller batch, or load the engine with a smaller max_tokens",
-        )
+        return no_room_for_step("the machine")
     own = _op_message(text)
     fault = activation_fault(own) if own else None
     return fault or GearError(

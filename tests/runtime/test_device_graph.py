@@ -7,7 +7,7 @@ import torch
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.cache import GearCache
-from gear_trt.runtime.device.graph import Limits
+from gear_trt.runtime.device.graph import DeviceGraph, Limits
 from gear_trt.runtime.device.logits import DeviceLogits
 from gear_trt.runtime.engine import Engine
 from gear_trt.runtime.manifest import Manifest
@@ -146,6 +146,17 @@ def test_a_fault_empties_the_cache(toy_folder):
         engine.step([[1]])
     assert caught.value is fault
     assert engine.cache.lengths[0] == 0
+
+
+def test_a_step_that_does_not_fit_the_device_is_refused(toy_folder, monkeypatch):
+    def no_room(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    _, engine = open_engine(toy_folder)
+    monkeypatch.setattr(DeviceGraph, "_empty_logits", no_room)
+    with pytest.raises(GearError, match="the GPU has too little memory") as caught:
+        engine.step([TEXT])
+    assert caught.value.code is ErrorCode.OUT_OF_MEMORY
 
 
 def test_a_cache_that_does_not_fit_the_device_is_refused(toy_folder, monkeypatch):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.device.graph import DeviceGraph
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
 from gear_trt.serving import Scheduler
@@ -11,6 +13,7 @@ from gear_trt.spec import CompressionConfig
 from tests.cuda.conftest import emulated  # noqa: F401 - a fixture
 from tests.graphs import ToyModel
 from tests.onnxruntime.emulated import emulated_model
+from tests.runtime.device import device_model
 from tests.runtime.folders import with_infinite_token, write_engine
 from tests.serving.test_batcher import alone, answer, leaves_nothing, new_batcher, run, submit
 
@@ -85,6 +88,26 @@ def test_what_is_not_finite_ends_one_request_and_harms_no_other(answers, emulate
     run(batcher)
     for ticket, want in zip(others, answers[1:4], strict=True):
         assert_alike(answer(ticket), want)
+    assert leaves_nothing(batcher)
+
+
+def test_a_step_that_does_not_fit_the_memory_runs_row_by_row(cpu, answers, monkeypatch):
+    empty_logits = DeviceGraph._empty_logits
+    refused = []
+
+    def little_room(self, batch, seq_len):
+        if batch * seq_len > 80:
+            refused.append((batch, seq_len))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty_logits(self, batch, seq_len)
+
+    monkeypatch.setattr(DeviceGraph, "_empty_logits", little_room)
+    batcher = new_batcher(device_model(cpu._folder))
+    tickets = [submit(batcher, **REQUESTS[index]) for index in (0, 4)]
+    run(batcher)
+    assert refused == [(2, 64), (2, 56)]
+    for ticket, index in zip(tickets, (0, 4), strict=True):
+        assert_alike(answer(ticket), answers[index])
     assert leaves_nothing(batcher)
 
 

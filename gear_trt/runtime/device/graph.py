@@ -17,6 +17,7 @@ from gear_trt.runtime.backend import UNLIMITED, CacheMemory
 from gear_trt.runtime.device.inputs import StepInputs, StepShape
 from gear_trt.runtime.device.logits import DeviceLogits
 from gear_trt.runtime.device.queue import Queue
+from gear_trt.runtime.memory import no_room_for_step
 from gear_trt.spec import graph
 
 log = logging.getLogger(__name__)
@@ -125,9 +126,12 @@ class DeviceGraph:
     def run(
         self, tokens_BS: NDArray[np.int64], new_lengths: NDArray[np.int32]
     ) -> NDArray[np.floating] | DeviceLogits:
-        """See `BoundGraph.run`."""
+        """See `BoundGraph.run`; also raises `OUT_OF_MEMORY`."""
         with self._queue.active():
-            logits = DeviceLogits(self._run(tokens_BS, new_lengths), self._queue)
+            try:
+                logits = DeviceLogits(self._run(tokens_BS, new_lengths), self._queue)
+            except torch.OutOfMemoryError:
+                raise no_room_for_step("the GPU") from None
             is_decode = tokens_BS.shape[1] == 1
             result = np.asarray(logits) if is_decode else logits
             self._programs.raise_faults()
