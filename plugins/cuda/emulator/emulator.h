@@ -67,10 +67,30 @@ Slots& next_slots();
 // Waits for the warp's other lanes; the last one to come runs `combine` where there is one.
 void meet_warp(uint32_t mask, Site site, void (*combine)(Slots&) = nullptr);
 
+// Waits for the warp's other lanes, and puts their accesses to memory in order (races.h).
+void sync_warp(uint32_t mask, Site site);
+
 // Waits for the block; returns the sum of what its threads brought.
 int meet_block(int value, Site site);
 
 void* shared_bytes();
+
+// Accesses to memory by which blocks may share it (races.h).
+void read_past_caches(void* to, const void* from, size_t bytes);
+void write_past_caches(void* to, const void* from, size_t bytes);
+
+template <typename T>
+T load_past_caches(const T* source) {
+  T x;
+  read_past_caches(&x, source, sizeof(x));
+  return x;
+}
+
+template <typename T>
+void store_past_caches(T* target, const T& x) {
+  write_past_caches(target, &x, sizeof(x));
+}
+
 void begin_copy(void* shared, const void* global, int bytes, Site site);
 void commit_copies();
 void wait_copies(int groups);
@@ -151,7 +171,7 @@ inline int __all_sync(unsigned mask, bool x, GEAR_SITE_PARAMETERS) {
   return gear::emulator::vote(mask, x, {file, line}) == ~0u;
 }
 inline void __syncwarp(unsigned mask = ~0u, GEAR_SITE_PARAMETERS) {
-  gear::emulator::meet_warp(mask, {file, line});
+  gear::emulator::sync_warp(mask, {file, line});
 }
 
 // Block barriers.
@@ -170,35 +190,32 @@ inline int __syncthreads_and(int x, GEAR_SITE_PARAMETERS) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
+// Puts update(*target) there; returns what was there.
+template <typename T, typename Update>
+T gear_atomic(T* target, Update&& update) {
+  const T before = gear::emulator::load_past_caches(target);
+  gear::emulator::store_past_caches<T>(target, update(before));
+  return before;
+}
 template <typename T>
 T atomicAdd(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = before + x;
-  return before;
+  return gear_atomic(target, [x](T before) { return before + x; });
 }
 template <typename T>
 T atomicMax(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = before < x ? x : before;
-  return before;
+  return gear_atomic(target, [x](T before) { return before < x ? x : before; });
 }
 template <typename T>
 T atomicMin(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = x < before ? x : before;
-  return before;
+  return gear_atomic(target, [x](T before) { return x < before ? x : before; });
 }
 template <typename T>
 T atomicExch(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = x;
-  return before;
+  return gear_atomic(target, [x](T) { return x; });
 }
 template <typename T>
 T atomicCAS(T* target, std::common_type_t<T> expected, std::common_type_t<T> x) {
-  const T before = *target;
-  if (before == expected) *target = x;
-  return before;
+  return gear_atomic(target, [expected, x](T before) { return before == expected ? x : before; });
 }
 
 // Arithmetic. The host compiler must not contract (-ffp-contract=off); fmaf stays fused.
@@ -245,7 +262,7 @@ T __ldg(const T* source) {
 }
 template <typename T>
 T __ldcg(const T* source) {
-  return *source;
+  return gear::emulator::load_past_caches(source);
 }
 template <typename T>
 T __ldcs(const T* source) {
@@ -330,8 +347,8 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
   return {};
 }
 
-// Those of the smallest GPUs that the kernels must run on: few processors, sm_86's shared memory.
-inline int num_multiprocessors() { return 4; }
+// Few processors, so that blocks and warps have much to do in turn; sm_86's shared memory.
+inline int num_multiprocessors() { return 1; }
 inline size_t max_shared_bytes() { return 99 * 1024; }
 
 inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
