@@ -127,7 +127,7 @@ Error launch_attention(const Call& call, const Workspace& workspace, float* log_
   params.counters = workspace.counters;
   params.max_tiles = plan.max_tiles;
   params.wanted_items = plan.blocks * kItemsPerBlock;
-  params.least_pages = plan.is_split ? plan.warps : INT32_MAX;
+  params.least_pages = plan.is_split ? plan.warps : std::max(call.max_pages, 1);
   params.stage_bytes = plan.stage_bytes;
   params.stage_plan = make_stage_plan(call.config(), call.layout);
   params.scratch_bytes = scratch_bytes(call.config());
