@@ -178,10 +178,12 @@ inline Error copy_device(void* to, const void* from, size_t bytes, Stream stream
   return cuda_error(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
 }
 
-// Zeros in device memory, and zeros in host memory that kernels can write to.
+// Zeros in device memory, and zeros in host memory that kernels can write to. They are there on
+// return: the streams of engines do not wait for the default one, on which they are written.
 inline Error allocate(void** device, size_t bytes) {
-  const Error error = cuda_error(cudaMalloc(device, bytes));
-  return error.empty() ? cuda_error(cudaMemset(*device, 0, bytes)) : error;
+  Error error = cuda_error(cudaMalloc(device, bytes));
+  if (error.empty()) error = cuda_error(cudaMemset(*device, 0, bytes));
+  return error.empty() ? cuda_error(cudaStreamSynchronize(cudaStreamLegacy)) : error;
 }
 inline Error allocate_shared(void** host, size_t bytes) {
   const Error error = cuda_error(cudaHostAlloc(host, bytes, cudaHostAllocMapped));
