@@ -22,7 +22,7 @@ def emulated_build() -> Path:
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}") or shutil.which("cmake")
     if cmake is None:
         pytest.skip("the emulated GPU needs cmake: pip install cmake")
-    options = ["-DGEAR_EMULATED_GPU=ON", "-DGEAR_CUDA=OFF"]
+    options = ["-DGEAR_EMULATED_GPU=ON", "-DGEAR_CUDA=OFF", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"]
     targets = [
         "--target",
         "gear_emulated",
