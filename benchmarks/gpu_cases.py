@@ -23,8 +23,10 @@ from tests.plugins.checks import (
     check_that_steps_do_not_matter,
 )
 
-TOLERANCE = {"float32": 2e-6, "float16": 2e-6}
-"""Largest NMSE by output type: queries and weights meet codes as FP16 in the tensor cores."""
+TOLERANCE = {"float32": 5e-6, "float16": 5e-6}
+"""Largest NMSE by output type: queries and weights meet codes as FP16 in the tensor cores. The
+emulated GPU's worst is 5.4e-7; with sums that are cut off as tensor cores cut them off, 1.1e-6 with
+one bit more than FP32 holds, and 3.6e-6 with none."""
 
 SHARP_TOLERANCE = 1e-5
 """Of FP16 prefill with scores many times as large: its keys are rounded once more."""
@@ -92,8 +94,8 @@ def _long_half_precision_cases() -> Iterator[AttentionCase]:
 def _failure(name: str, check: Callable[[], None]) -> Failure | None:
     try:
         check()
-    except (AssertionError, RuntimeError, ValueError) as error:
-        return Failure(name, str(error).strip() or type(error).__name__)
+    except Exception as error:  # whatever it is: the other rows shall run
+        return Failure(name, f"{type(error).__name__}: {error}".strip(": \n"))
     return None
 
 

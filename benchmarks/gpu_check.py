@@ -11,6 +11,8 @@ import importlib.util
 import os
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,11 @@ def main() -> int:
 
 
 def check() -> int:
-    """Build, test, inspect, measure, and record; FAILED where a test failed."""
+    """Build, test, measure, record, and inspect; FAILED where anything failed.
+
+    What takes longest and tells least comes last, and no step's failure keeps the next ones from
+    running: a machine with a GPU may be there for minutes only.
+    """
     import torch
 
     from benchmarks import gpu_plugin
@@ -62,17 +68,17 @@ def check() -> int:
     failures += gpu_plugin.run_table(built.plugins, device)
     for failure in failures:
         print(f"FAILED {failure.row}: {failure.text}")
+    rows, is_measured = measure()
     _say("engines")
     engines = run_engines()
-    is_clean = all(row["verdict"] != "failed" for row in engines)
+    failed = len(failures)
+    marked = [{**row, "failed_cases": failed} for row in (*rows, *engines)]
+    print(f"{len(marked)} rows in {record(marked)}")
+    is_clean = is_measured and all(row["verdict"] != "failed" for row in engines)
     _say("compute-sanitizer")
-    inspections = inspect(dict(os.environ))
-    for inspection in inspections:
+    for inspection in inspect(dict(os.environ)):
         print(f"{inspection.tool}: {inspection.verdict} {inspection.text}")
-    is_clean &= all(inspection.verdict != "faults" for inspection in inspections)
-    rows = measure() if not failures else []
-    if rows:
-        print(f"{len(rows)} rows in {record([*rows, *engines])}")
+        is_clean &= inspection.verdict != "faults"
     return ExitStatus.OK if is_clean and not failures else ExitStatus.FAILED
 
 
@@ -91,8 +97,8 @@ def run_engines() -> list[dict[str, Any]]:
     return [outcome.row() for outcome in outcomes]
 
 
-def measure() -> list[dict[str, Any]]:
-    """Measure everything on the GPU and print the summary."""
+def measure() -> tuple[list[dict[str, Any]], bool]:
+    """Measure everything on the GPU and print the summary; return whether nothing failed."""
     from benchmarks.gpu_ceiling import read_ceiling
     from benchmarks.gpu_compression import compression_rows
     from benchmarks.gpu_decode import decode_rows
@@ -102,17 +108,30 @@ def measure() -> list[dict[str, Any]]:
     from benchmarks.gpu_timing import this_gpu
 
     machine = this_gpu()
-    _say("how fast the GPU reads")
-    rows = [read_ceiling(machine)]
-    _say("decode")
-    rows += decode_rows(machine, SHAPES)
-    _say("compression")
-    rows += compression_rows(machine, COMPRESSION_BATCHES, rows)
-    _say("prefill")
-    rows += prefill_rows(machine, PREFILL_LENGTHS)
+    rows: list[dict[str, Any]] = []
+    steps: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+        "how fast the GPU reads": lambda: [read_ceiling(machine)],
+        "decode": lambda: decode_rows(machine, SHAPES),
+        "compression": lambda: compression_rows(machine, COMPRESSION_BATCHES, rows),
+        "prefill": lambda: prefill_rows(machine, PREFILL_LENGTHS),
+    }
+    is_measured = True
+    for name, step in steps.items():
+        _say(name)
+        is_measured &= collect(step, rows)
     rows = [{**row, "gpu": machine.name} for row in with_ratios(rows)]
     print(summary(rows))
-    return rows
+    return rows, is_measured
+
+
+def collect(step: Callable[[], Iterable[dict[str, Any]]], rows: list[dict[str, Any]]) -> bool:
+    """Add a step's rows as they come; where it fails, print why and return False."""
+    try:
+        rows.extend(step())
+    except Exception:  # the rows until here, and the other steps, are worth having
+        traceback.print_exc()
+        return False
+    return True
 
 
 def record(rows: list[dict[str, Any]]) -> Path:

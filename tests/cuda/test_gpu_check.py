@@ -92,6 +92,21 @@ def test_a_refusal_is_a_failure(emulated, monkeypatch):
     }  # fmt: skip
 
 
+def test_a_row_that_breaks_down_is_a_failure_and_the_others_run(emulated, monkeypatch):
+    compress = DeviceKernels.compress_pages
+    broken = []
+
+    def break_once(self, *args, **kwargs):
+        if not broken:
+            broken.append(True)
+            raise KeyError("surprise")
+        return compress(self, *args, **kwargs)
+
+    monkeypatch.setattr(DeviceKernels, "compress_pages", break_once)
+    (failure,) = gpu_cases.run_table(CPU, ["compress-bits-4-3", "compress-bits-3-2"])
+    assert failure.text == "KeyError: 'surprise'"
+
+
 @pytest.mark.parametrize("offset", [-1, 12])
 def test_writes_outside_an_array_are_noticed(offset):
     guarded = Guarded(np.zeros(3, np.float32), CPU)
@@ -291,6 +306,18 @@ def test_compression_is_set_against_the_steps_between(measured):
     for row in of_kind(measured, "compress"):
         share = row["us"] / 64 / steps[row["config"], row["batch"]]
         assert row["decode_share"] == pytest.approx(share)
+
+
+def test_a_step_that_fails_keeps_its_rows(capsys):
+    def step():
+        yield {"kind": "decode"}
+        raise RuntimeError("no more")
+
+    rows = []
+    assert not gpu_check.collect(step, rows)
+    assert gpu_check.collect(lambda: [{"kind": "ceiling"}], rows)
+    assert rows == [{"kind": "decode"}, {"kind": "ceiling"}]
+    assert "RuntimeError: no more" in capsys.readouterr().err
 
 
 def test_rows_are_recorded_from_the_source_tree(measured, monkeypatch, tmp_path):
