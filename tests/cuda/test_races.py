@@ -26,7 +26,11 @@ DECODED = (
 )  # fmt: skip
 PREFILLED = ("outliers-4-group-3-new-40", "dim-128-bits-2", "prompt-200", "window-20-new-70")
 MANY_PAGES = AttentionCase(
-    "many-pages", CompressionConfig.preset("k2v2", rank=2, outliers=2), past=(3000, 70), new=(1, 1)
+    "many-pages",
+    CompressionConfig.preset("k2v2"),
+    past=(3000, 70),
+    new=(1, 1),
+    kv_heads=2,
 )
 """A warp works on several pages in turn, while it copies the next ones."""
 
