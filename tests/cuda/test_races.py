@@ -51,7 +51,7 @@ def _named(cases, names):
 def test_compression_has_no_race(case, watched):
     rng = np.random.default_rng(0)
     keys, values = (
-        rng.normal(size=(1, case.config.chunk, case.head_dim)).astype(case.config.buffer_dtype)
+        rng.normal(size=(3, case.config.chunk, case.head_dim)).astype(case.config.buffer_dtype)
         for _ in range(2)
     )
     assert watched.compress_pages(keys, values, case.config).any()
