@@ -17,6 +17,7 @@ def run_attention(call: c_api.AttentionCall, device: torch.device) -> None:
     """Queue a call on the device's current stream.
 
     Raises:
+        RuntimeError: A graph is captured on a stream that has no workspace of this size yet.
         ValueError: The attributes or the sizes are refused.
     """
     stream = _stream(device)
@@ -98,7 +99,21 @@ def _workspace(device: torch.device, stream: int, size: int) -> Tensor:
     size = max(cuda.WORKSPACE_ALIGNMENT, 1 << max(size - 1, 0).bit_length())
     key = (device, stream, size)
     if key not in _workspaces:
+        _refuse_capture(device)
         memory = torch.zeros(size + cuda.WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
         start = -memory.data_ptr() % cuda.WORKSPACE_ALIGNMENT
         _workspaces[key] = memory[start : start + size]
     return _workspaces[key]
+
+
+def _refuse_capture(device: torch.device) -> None:
+    """Refuse to make a workspace while a graph is captured: only its replay would write the zeros.
+
+    Raises:
+        RuntimeError: A graph is captured on the current stream.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first call of its size on a stream cannot be captured: make one on the stream of "
+            "torch.cuda.graph(graph, stream=...) before"
+        )
