@@ -166,6 +166,11 @@ inline int num_multiprocessors() {
   const int count = device_attribute(cudaDevAttrMultiProcessorCount);
   return count < kMaxMultiprocessors ? count : kMaxMultiprocessors;
 }
+// As __CUDA_ARCH__.
+inline int architecture() {
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) * 100 +
+         device_attribute(cudaDevAttrComputeCapabilityMinor) * 10;
+}
 inline size_t max_shared_bytes() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }

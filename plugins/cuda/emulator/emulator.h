@@ -349,6 +349,7 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
 
 // Few processors, so that blocks and warps have much to do in turn; sm_86's shared memory.
 inline int num_multiprocessors() { return 1; }
+inline int architecture() { return 860; }
 inline size_t max_shared_bytes() { return 99 * 1024; }
 
 inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
