@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -62,18 +64,19 @@ def compress_into(
     check_tensor(values_PCD, *rows, device, "values_PCD")
     words = page_layout(config, head_dim).page_words
     check_tensor(pages_PW, "int32", (count, words), device, "pages_PW")
-    workspace = _workspace(device, stream, cuda.compress_workspace_bytes(config, head_dim))
-    cuda.run_compress_pages(
-        keys_PCD.data_ptr(),
-        values_PCD.data_ptr(),
-        pages_PW.data_ptr(),
-        count,
-        config=config,
-        head_dim=head_dim,
-        workspace=workspace.data_ptr(),
-        workspace_bytes=workspace.nbytes,
-        stream=stream,
-    )
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        workspace = _workspace(device, stream, cuda.compress_workspace_bytes(config, head_dim))
+        cuda.run_compress_pages(
+            keys_PCD.data_ptr(),
+            values_PCD.data_ptr(),
+            pages_PW.data_ptr(),
+            count,
+            config=config,
+            head_dim=head_dim,
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace.nbytes,
+            stream=stream,
+        )
 
 
 def raise_errors(device: torch.device) -> None:
