@@ -24,8 +24,9 @@
 //   - cp_async: its target may be read only after cp_async_wait. The emulator poisons the target
 //     and copies at the wait, so that a missing wait shows. Meet at a barrier to see other threads'
 //     copies.
-//   - A missing __syncthreads shows where the threads' order matters: GEAR_EMULATOR_ORDER=reverse
-//     runs them from last to first, and tests compare both orders.
+//   - A missing barrier shows in the build that looks for races (emulator/races.h), and where the
+//     threads' order matters: GEAR_EMULATOR_ORDER=reverse runs them from last to first, and tests
+//     compare both orders. Shuffles are no barriers; blocks share memory by atomics and __ldcg only.
 //   - Functions: GEAR_DEVICE. No std:: in device code, no __noinline__, no __align__ (alignas).
 #pragma once
 

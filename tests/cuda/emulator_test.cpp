@@ -271,6 +271,10 @@ __global__ void refill(const int* in, int* out) {
   }
 }
 
+__global__ void misaligned_vector(const int* in, int4* out) {
+  *out = *reinterpret_cast<const int4*>(in + 1);
+}
+
 // Blocks hand a number on, by the memory that they share.
 template <bool kPastCaches>
 __global__ void read_other_block(int* numbers) {
@@ -314,6 +318,11 @@ const struct {
      [] { launch(read_neighbours_copy, dim3(1), dim3(32), 128, Stream{}, ints, ints + 32); }},
     {"refilled_while_read",
      [] { launch(refill, dim3(1), dim3(32), 128, Stream{}, ints, ints + 32); }},
+    {"misaligned_vector",
+     [] {
+       alignas(16) int4 out;
+       launch(misaligned_vector, dim3(1), dim3(32), 0, Stream{}, ints, &out);
+     }},
     {"blocks_through_caches", test_read_other_block<false>},
     {"early_exit", [] { launch(early_exit, dim3(1), dim3(64), 0, Stream{}); }},
     {"diverged_warp", [] { launch(diverged_warp, dim3(1), dim3(32), 0, Stream{}, &sink); }},

@@ -46,7 +46,7 @@ def test_every_kernel_of_the_program_is_tested_here():
     listed = subprocess.run(
         [emulated_build() / "emulator_test"], capture_output=True, text=True, check=True
     )
-    assert set(listed.stdout.split()) == {*RIGHT, *WRONG}
+    assert set(listed.stdout.split()) == {*RIGHT, *WRONG, "misaligned_vector"}
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse"])
@@ -62,3 +62,9 @@ def test_a_wrong_kernel_aborts_and_says_where(name):
     assert ran.returncode == -signal.SIGABRT
     assert "emulated GPU: " in ran.stderr
     assert WRONG[name] in ran.stderr
+
+
+def test_a_vector_must_be_aligned():
+    ran = run("misaligned_vector")
+    assert ran.returncode
+    assert "misaligned address" in ran.stderr
