@@ -26,7 +26,8 @@
 //     copies.
 //   - A missing barrier shows in the build that looks for races (emulator/races.h), and where the
 //     threads' order matters: GEAR_EMULATOR_ORDER=reverse runs them from last to first, and tests
-//     compare both orders. Shuffles are no barriers; blocks share memory by atomics and __ldcg only.
+//     compare both orders. Shuffles are no barriers. Blocks share memory by __threadfence, atomics
+//     and __ldcg.
 //   - Functions: GEAR_DEVICE. No std:: in device code, no __noinline__, no __align__ (alignas).
 #pragma once
 

@@ -275,22 +275,31 @@ __global__ void misaligned_vector(const int* in, int4* out) {
   *out = *reinterpret_cast<const int4*>(in + 1);
 }
 
-// Blocks hand a number on, by the memory that they share.
-template <bool kPastCaches>
-__global__ void read_other_block(int* numbers) {
-  if (threadIdx.x != 0) return;
-  if (blockIdx.x == 0) {
-    numbers[0] = 7;
-  } else {
-    numbers[1] = kPastCaches ? __ldcg(numbers) : numbers[0];
+// Block 0 hands numbers on to block 1, by all that is needed or by less.
+enum Handing { kRight, kNoFence, kNoBarrier, kNoAtomic, kUnasked, kThroughCaches };
+
+template <int kHanding>
+__global__ void hand_on(int* numbers, int* counter, int* sum) {
+  if (blockIdx.x == 0) numbers[threadIdx.x] = static_cast<int>(threadIdx.x);
+  if (kHanding != kNoFence) __threadfence();
+  if (kHanding != kNoBarrier) __syncthreads();
+  const bool is_asking = blockIdx.x == 0 ? kHanding != kNoAtomic : kHanding != kUnasked;
+  if (threadIdx.x == 0 && is_asking) atomicAdd(counter, 1);
+  __syncthreads();
+  if (blockIdx.x == 0 || threadIdx.x != 0) return;
+  *sum = 0;
+  for (int i = 0; i < 64; ++i) {
+    *sum += kHanding == kThroughCaches ? numbers[i] : __ldcg(numbers + i);
   }
 }
 
-template <bool kPastCaches>
-void test_read_other_block() {
-  int numbers[2] = {};
-  launch(read_other_block<kPastCaches>, dim3(2), dim3(32), 0, Stream{}, numbers);
-  expect(numbers[1] == 7, "the number of the other block");
+template <int kHanding>
+void test_hand_on() {
+  int numbers[64];
+  int counter = 0;
+  int sum = 0;
+  launch(hand_on<kHanding>, dim3(2), dim3(64), 0, Stream{}, numbers, &counter, &sum);
+  expect(counter == 2 && sum == 63 * 32, "the numbers of the other block");
 }
 
 alignas(16) int ints[64];
@@ -309,7 +318,7 @@ const struct {
     {"half", test_half},
     {"neighbours_of_a_warp", test_read_neighbour<sync_warp, 32>},
     {"neighbours_of_a_block", test_read_neighbour<sync_block, 128>},
-    {"blocks_past_caches", test_read_other_block<true>},
+    {"hand_on", test_hand_on<kRight>},
     {"no_barrier", test_read_neighbour<do_not_meet, 32>},
     {"shuffle_is_no_barrier", test_read_neighbour<shuffle, 32>},
     {"warp_barrier_for_a_block",
@@ -323,7 +332,11 @@ const struct {
        alignas(16) int4 out;
        launch(misaligned_vector, dim3(1), dim3(32), 0, Stream{}, ints, &out);
      }},
-    {"blocks_through_caches", test_read_other_block<false>},
+    {"hand_on_without_fence", test_hand_on<kNoFence>},
+    {"hand_on_without_barrier", test_hand_on<kNoBarrier>},
+    {"hand_on_without_atomic", test_hand_on<kNoAtomic>},
+    {"hand_on_unasked", test_hand_on<kUnasked>},
+    {"hand_on_through_caches", test_hand_on<kThroughCaches>},
     {"early_exit", [] { launch(early_exit, dim3(1), dim3(64), 0, Stream{}); }},
     {"diverged_warp", [] { launch(diverged_warp, dim3(1), dim3(32), 0, Stream{}, &sink); }},
     {"diverged_block", [] { launch(diverged_block, dim3(1), dim3(64), 0, Stream{}); }},

@@ -10,7 +10,7 @@ from tests.cuda.build import emulated_build
 
 RIGHT = (
     "block_sums", "collectives", "last_block", "mma", "movmatrix", "cp_async", "half",
-    "neighbours_of_a_warp", "neighbours_of_a_block", "blocks_past_caches",
+    "neighbours_of_a_warp", "neighbours_of_a_block", "hand_on",
 )  # fmt: skip
 
 WRONG = {
@@ -27,7 +27,11 @@ WRONG = {
     "warp_barrier_for_a_block": "races: writes what thread 0 of this block accessed",
     "neighbours_copy": "races: writes what thread 0 of this block accessed",
     "refilled_while_read": "races: reads what thread 0 of this block accessed",
-    "blocks_through_caches": "races: reads what thread 0 of another block accessed",
+    "hand_on_without_fence": "races: reads past caches what thread 0 of another block accessed",
+    "hand_on_without_barrier": "races: reads past caches what thread 1 of another block accessed",
+    "hand_on_without_atomic": "races: reads past caches what thread 0 of another block accessed",
+    "hand_on_unasked": "races: reads past caches what thread 0 of another block accessed",
+    "hand_on_through_caches": "races: reads what thread 0 of another block accessed",
 }
 
 

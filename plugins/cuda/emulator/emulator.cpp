@@ -46,6 +46,7 @@ struct Fiber {
   Site site{};
   std::vector<std::vector<Copy>> committed;
   std::vector<Copy> copies;
+  uint32_t fences = 0;
 };
 
 // All threads of a warp, or of a block, come together; then the next meeting begins.
@@ -257,19 +258,22 @@ bool is_in_shared(const void* pointer, size_t bytes) {
   return is_inside(pointer, bytes, machine().shared, kMaxShared);
 }
 
-void note(const void* address, int bytes, bool is_write, const void* from) {
-  if (note_access != nullptr) note_access(address, static_cast<size_t>(bytes), is_write, from);
+void note(const void* address, size_t bytes, Action action, const void* from) {
+  if (note_access != nullptr) note_access(address, bytes, action, from);
 }
 
 }  // namespace
 
-void (*note_access)(const void*, size_t, bool, const void*) = nullptr;
+void (*note_access)(const void*, size_t, Action, const void*) = nullptr;
 
 Moment now() {
   const Machine& gpu = machine();
   const int thread = gpu.current->index;
-  return {gpu.launches, gpu.blocks, gpu.meeting.number, gpu.warps[thread / kWarp].barriers, thread};
+  return {gpu.launches,        gpu.blocks, gpu.meeting.number, gpu.warps[thread / kWarp].barriers,
+          gpu.current->fences, thread};
 }
+
+uint32_t fences_of(int thread) { return machine().fibers[static_cast<size_t>(thread)]->fences; }
 
 Memory memory_at(const void* address) {
   const Machine& gpu = machine();
@@ -326,8 +330,18 @@ int meet_block(int value, Site site) {
   return sum;
 }
 
-void read_past_caches(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
-void write_past_caches(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
+void fence() { ++machine().current->fences; }
+
+void read_past_caches(void* to, const void* from, size_t bytes) {
+  note(from, bytes, Action::kReadPastCaches, __builtin_return_address(0));
+  memcpy(to, from, bytes);
+}
+
+void begin_atomic(const void* target, size_t bytes) {
+  note(target, bytes, Action::kAtomic, __builtin_return_address(0));
+}
+
+void copy_unwatched(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
 
 void* shared_bytes() { return machine().shared; }
 
@@ -338,8 +352,8 @@ void begin_copy(void* shared, const void* global, int bytes, Site site) {
   if (reinterpret_cast<uintptr_t>(shared) & align) fail(site, "cp_async: target is not aligned");
   if (reinterpret_cast<uintptr_t>(global) & align) fail(site, "cp_async: source is not aligned");
   memset(shared, kPoison, static_cast<size_t>(bytes));
-  note(shared, bytes, true, __builtin_return_address(0));
-  note(global, bytes, false, __builtin_return_address(0));
+  note(shared, static_cast<size_t>(bytes), Action::kWrite, __builtin_return_address(0));
+  note(global, static_cast<size_t>(bytes), Action::kRead, __builtin_return_address(0));
   fiber.site = site;
   fiber.copies.push_back({shared, global, bytes});
 }
@@ -356,8 +370,9 @@ void wait_copies(int groups) {
   const size_t done = committed.size() > kept ? committed.size() - kept : 0;
   for (size_t i = 0; i < done; ++i) {
     for (const Copy& copy : committed[i]) {
-      memcpy(copy.target, copy.source, static_cast<size_t>(copy.bytes));
-      note(copy.target, copy.bytes, true, __builtin_return_address(0));
+      const auto bytes = static_cast<size_t>(copy.bytes);
+      memcpy(copy.target, copy.source, bytes);
+      note(copy.target, bytes, Action::kWrite, __builtin_return_address(0));
     }
   }
   committed.erase(committed.begin(), committed.begin() + static_cast<std::ptrdiff_t>(done));

@@ -75,21 +75,13 @@ int meet_block(int value, Site site);
 
 void* shared_bytes();
 
-// Accesses to memory by which blocks may share it (races.h).
+// What puts accesses of different blocks in order (races.h).
+void fence();
+void begin_atomic(const void* target, size_t bytes);
 void read_past_caches(void* to, const void* from, size_t bytes);
-void write_past_caches(void* to, const void* from, size_t bytes);
 
-template <typename T>
-T load_past_caches(const T* source) {
-  T x;
-  read_past_caches(&x, source, sizeof(x));
-  return x;
-}
-
-template <typename T>
-void store_past_caches(T* target, const T& x) {
-  write_past_caches(target, &x, sizeof(x));
-}
+// Of the atomic operation's own accesses nobody takes note.
+void copy_unwatched(void* to, const void* from, size_t bytes);
 
 void begin_copy(void* shared, const void* global, int bytes, Site site);
 void commit_copies();
@@ -187,14 +179,17 @@ inline int __syncthreads_and(int x, GEAR_SITE_PARAMETERS) {
 }
 
 // One thread runs at a time, so plain memory accesses are atomic and in order.
-inline void __threadfence() {}
+inline void __threadfence() { gear::emulator::fence(); }
 inline void __threadfence_block() {}
 
 // Puts update(*target) there; returns what was there.
 template <typename T, typename Update>
 T gear_atomic(T* target, Update&& update) {
-  const T before = gear::emulator::load_past_caches(target);
-  gear::emulator::store_past_caches<T>(target, update(before));
+  gear::emulator::begin_atomic(target, sizeof(T));
+  T before;
+  gear::emulator::copy_unwatched(&before, target, sizeof(T));
+  const T after = update(before);
+  gear::emulator::copy_unwatched(target, &after, sizeof(T));
   return before;
 }
 template <typename T>
@@ -262,7 +257,9 @@ T __ldg(const T* source) {
 }
 template <typename T>
 T __ldcg(const T* source) {
-  return gear::emulator::load_past_caches(source);
+  T x;
+  gear::emulator::read_past_caches(&x, source, sizeof(T));
+  return x;
 }
 template <typename T>
 T __ldcs(const T* source) {

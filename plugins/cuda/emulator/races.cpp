@@ -7,6 +7,8 @@
 #include <cstring>
 #include <memory>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "cuda/emulator/emulator.h"
 
@@ -120,7 +122,67 @@ void print_place(const void* code) {
   abort();
 }
 
-void note(const void* address, size_t bytes, bool is_write, const void* from) {
+// The last atomic operation of a block, and the fences that its threads had made by then.
+struct HandOver {
+  Moment at;
+  std::vector<uint32_t> fences;
+};
+
+// Of the blocks of a launch.
+class HandOvers {
+ public:
+  void add(const Moment& at) {
+    if (launch_ != at.launch) by_block_.clear();
+    launch_ = at.launch;
+    HandOver made{at, std::vector<uint32_t>(blockDim.x * blockDim.y * blockDim.z)};
+    for (size_t i = 0; i < made.fences.size(); ++i) {
+      made.fences[i] = fences_of(static_cast<int>(i));
+    }
+    by_block_[at.block] = std::move(made);
+  }
+
+  // Whether a thread may read at this moment what another block has written.
+  bool hand_on(const Moment& write, const Moment& read) const {
+    const auto from = by_block_.find(write.block);
+    const auto to = by_block_.find(read.block);
+    if (launch_ != read.launch || from == by_block_.end() || to == by_block_.end()) return false;
+    const bool is_fenced = from->second.fences[write.thread] > write.fences;
+    return is_fenced && is_ordered(write, from->second.at) && is_ordered(to->second.at, read);
+  }
+
+ private:
+  uint32_t launch_ = 0;
+  std::unordered_map<uint32_t, HandOver> by_block_;
+};
+
+HandOvers& hand_overs() {
+  static auto* const all = new HandOvers;
+  return *all;
+}
+
+void note_byte(Byte& byte, const Access& access, Action action) {
+  const Access* other = nullptr;
+  switch (action) {
+    case Action::kRead:
+      other = byte.racing_with_read(access.at);
+      if (other != nullptr) report(*other, "reads", access.from);
+      return byte.add_read(access);
+    case Action::kWrite:
+      other = byte.racing_with_write(access.at);
+      if (other != nullptr) report(*other, "writes", access.from);
+      return byte.add_write(access);
+    case Action::kReadPastCaches:
+      other = byte.racing_with_read(access.at);
+      if (other != nullptr && !hand_overs().hand_on(other->at, access.at)) {
+        report(*other, "reads past caches", access.from);
+      }
+      return;
+    case Action::kAtomic:
+      return hand_overs().add(access.at);
+  }
+}
+
+void note(const void* address, size_t bytes, Action action, const void* from) {
   const Memory memory = memory_at(address);
   if (memory == Memory::kPrivate) return;
   const Access access{now(), from};
@@ -129,10 +191,7 @@ void note(const void* address, size_t bytes, bool is_write, const void* from) {
   for (uintptr_t at = first; at < first + bytes; ++at) {
     Byte& byte = byte_at(at);
     byte.begin(period);
-    const Access* other =
-        is_write ? byte.racing_with_write(access.at) : byte.racing_with_read(access.at);
-    if (other != nullptr) report(*other, is_write ? "writes" : "reads", from);
-    is_write ? byte.add_write(access) : byte.add_read(access);
+    note_byte(byte, access, action);
   }
 }
 
@@ -142,15 +201,16 @@ const bool is_linked_in = (note_access = &note) != nullptr;
 }  // namespace gear::emulator
 
 // What compilers call.
-#define GEAR_HOOK(name, bytes, is_write)                                         \
-  void __tsan_##name(void* address) {                                            \
-    gear::emulator::note(address, bytes, is_write, __builtin_return_address(0)); \
+#define GEAR_HOOK(name, bytes, action)                                   \
+  void __tsan_##name(void* address) {                                    \
+    gear::emulator::note(address, bytes, gear::emulator::Action::action, \
+                         __builtin_return_address(0));                   \
   }
 #define GEAR_HOOKS(bytes)                        \
-  GEAR_HOOK(read##bytes, bytes, false)           \
-  GEAR_HOOK(write##bytes, bytes, true)           \
-  GEAR_HOOK(unaligned_read##bytes, bytes, false) \
-  GEAR_HOOK(unaligned_write##bytes, bytes, true)
+  GEAR_HOOK(read##bytes, bytes, kRead)           \
+  GEAR_HOOK(write##bytes, bytes, kWrite)         \
+  GEAR_HOOK(unaligned_read##bytes, bytes, kRead) \
+  GEAR_HOOK(unaligned_write##bytes, bytes, kWrite)
 
 extern "C" {
 GEAR_HOOKS(1)
@@ -159,10 +219,10 @@ GEAR_HOOKS(4)
 GEAR_HOOKS(8)
 GEAR_HOOKS(16)
 void __tsan_read_range(void* address, size_t bytes) {
-  gear::emulator::note(address, bytes, false, __builtin_return_address(0));
+  gear::emulator::note(address, bytes, gear::emulator::Action::kRead, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, size_t bytes) {
-  gear::emulator::note(address, bytes, true, __builtin_return_address(0));
+  gear::emulator::note(address, bytes, gear::emulator::Action::kWrite, __builtin_return_address(0));
 }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
