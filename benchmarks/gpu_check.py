@@ -14,10 +14,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gear_trt.driver import count_gpus
 from gear_trt.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_cases import Failure
+
+T = TypeVar("T")
 
 _PACKAGES = ("numpy", "pydantic", "torch", "triton")
 _ENGINE_PACKAGES = ("onnx", "onnxruntime", "safetensors", "tokenizers", "transformers")
@@ -61,20 +66,23 @@ def check() -> int:
     os.environ[native.LIBRARY_VARIABLE] = str(built.cpu)
     os.environ[plugin.LIBRARY_VARIABLE] = str(built.plugins)
 
-    _say("the case table")
     device = torch.device("cuda", torch.cuda.current_device())
-    failures = run_table(device)
+    failures: list[Failure] = []
+    _say("the case table")
+    is_complete = collect(lambda: run_table(device), failures)
     _say("TensorRT's plugin")
-    failures += gpu_plugin.run_table(built.plugins, device)
+    is_complete &= collect(lambda: gpu_plugin.run_table(built.plugins, device), failures)
     for failure in failures:
         print(f"FAILED {failure.row}: {failure.text}")
-    rows, is_measured = measure()
+    rows: list[dict[str, Any]] = []
+    is_complete &= measure(rows)
     _say("engines")
-    engines = run_engines()
+    engines: list[dict[str, Any]] = []
+    is_complete &= collect(run_engines, engines)
     failed = len(failures)
     marked = [{**row, "failed_cases": failed} for row in (*rows, *engines)]
     print(f"{len(marked)} rows in {record(marked)}")
-    is_clean = is_measured and all(row["verdict"] != "failed" for row in engines)
+    is_clean = is_complete and all(row["verdict"] != "failed" for row in engines)
     _say("compute-sanitizer")
     for inspection in inspect(dict(os.environ)):
         print(f"{inspection.tool}: {inspection.verdict} {inspection.text}")
@@ -97,8 +105,8 @@ def run_engines() -> list[dict[str, Any]]:
     return [outcome.row() for outcome in outcomes]
 
 
-def measure() -> tuple[list[dict[str, Any]], bool]:
-    """Measure everything on the GPU and print the summary; return whether nothing failed."""
+def measure(rows: list[dict[str, Any]]) -> bool:
+    """Measure all on the GPU, add the rows, print a summary; return whether no step failed."""
     from benchmarks.gpu_ceiling import read_ceiling
     from benchmarks.gpu_compression import compression_rows
     from benchmarks.gpu_decode import decode_rows
@@ -108,27 +116,26 @@ def measure() -> tuple[list[dict[str, Any]], bool]:
     from benchmarks.gpu_timing import this_gpu
 
     machine = this_gpu()
-    rows: list[dict[str, Any]] = []
     steps: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "how fast the GPU reads": lambda: [read_ceiling(machine)],
         "decode": lambda: decode_rows(machine, SHAPES),
-        "compression": lambda: compression_rows(machine, COMPRESSION_BATCHES, rows),
+        "compression": lambda: compression_rows(machine, COMPRESSION_BATCHES, list(rows)),
         "prefill": lambda: prefill_rows(machine, PREFILL_LENGTHS),
     }
-    is_measured = True
+    is_complete = True
     for name, step in steps.items():
         _say(name)
-        is_measured &= collect(step, rows)
-    rows = [{**row, "gpu": machine.name} for row in with_ratios(rows)]
+        is_complete &= collect(step, rows)
+    rows[:] = [{**row, "gpu": machine.name} for row in with_ratios(rows)]
     print(summary(rows))
-    return rows, is_measured
+    return is_complete
 
 
-def collect(step: Callable[[], Iterable[dict[str, Any]]], rows: list[dict[str, Any]]) -> bool:
-    """Add a step's rows as they come; where it fails, print why and return False."""
+def collect(step: Callable[[], Iterable[T]], results: list[T]) -> bool:
+    """Add what a step gives as it comes; where it fails, print why and return False."""
     try:
-        rows.extend(step())
-    except Exception:  # the rows until here, and the other steps, are worth having
+        results.extend(step())
+    except Exception:  # what came until here, and the other steps, are worth having
         traceback.print_exc()
         return False
     return True

@@ -112,11 +112,29 @@ def test_check_measures_and_records(gpu_machine, monkeypatch, capsys):
     assert "of the read ceiling" in capsys.readouterr().out
 
 
+def break_down(*_):
+    raise RuntimeError("TensorRT refuses to run the engine")
+
+
+@pytest.mark.parametrize(
+    "broken", [(gpu_cases, "run_table"), (gpu_plugin, "run_table"), (gpu_check, "run_engines")]
+)
+def test_check_goes_on_where_a_step_breaks_down(broken, gpu_machine, monkeypatch):
+    monkeypatch.setattr(gpu_check, "measure", lambda rows: rows.append({"kind": "decode"}) or True)
+    monkeypatch.setattr(*broken, break_down)
+    assert gpu_check.check() == ExitStatus.FAILED
+    assert '"kind": "decode"' in gpu_machine.read_text()
+
+
 @pytest.mark.parametrize("step", ["table", "plugin", "measure", "engine", "sanitizer"])
 def test_check_fails_where_one_step_does_and_runs_the_others(step, gpu_machine, monkeypatch):
     failed = [gpu_cases.Failure("row", "wrong")]
-    row = {"kind": "decode", "batch": 1}
-    monkeypatch.setattr(gpu_check, "measure", lambda: ([row], step != "measure"))
+
+    def measure(rows):
+        rows.append({"kind": "decode", "batch": 1})
+        return step != "measure"
+
+    monkeypatch.setattr(gpu_check, "measure", measure)
     if step == "table":
         monkeypatch.setattr(gpu_cases, "run_table", lambda device: failed)
     if step == "plugin":
@@ -248,10 +266,6 @@ class Distorted:
 
 def refuse(folder):
     raise GearError(ErrorCode.MISSING_DEPENDENCY, "there is none", hint="install it")
-
-
-def break_down(folder):
-    raise RuntimeError("TensorRT refuses to run the engine")
 
 
 def test_engines_are_decoded_beside_the_cpu(engine_folder, emulated):
