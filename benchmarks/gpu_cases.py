@@ -54,10 +54,16 @@ def run_table(device: torch.device, names: Sequence[str] = ()) -> list[Failure]:
 
 
 def run_rows(named_checks: Iterable[tuple[str, Callable[[], None]]]) -> list[Failure]:
-    """Run checks by name and return those that failed; say how many there were."""
+    """Run checks by name and return those that failed; say how many there were.
+
+    What breaks while the checks are listed is a failure too: those before it are run.
+    """
     started = time.perf_counter()
-    rows = list(named_checks)
+    rows: list[tuple[str, Callable[[], None]]] = []
+    unlisted = _failure("the list of rows", lambda: rows.extend(named_checks))
     failures = [failure for name, check in rows if (failure := _failure(name, check))]
+    if unlisted:
+        failures.append(unlisted)
     seconds = time.perf_counter() - started
     print(f"{len(rows)} rows of the case table in {seconds:.0f} s, {len(failures)} failed")
     return failures

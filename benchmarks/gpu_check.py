@@ -11,18 +11,11 @@ import importlib.util
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from gear_trt.driver import count_gpus
 from gear_trt.errors import ExitStatus
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_cases import Failure
-
-T = TypeVar("T")
 
 _PACKAGES = ("numpy", "pydantic", "torch", "triton")
 _ENGINE_PACKAGES = ("onnx", "onnxruntime", "safetensors", "tokenizers", "transformers")
@@ -41,11 +34,7 @@ def main() -> int:
 
 
 def check() -> int:
-    """Build, test, measure, record, and inspect; FAILED where anything failed.
-
-    What takes longest and tells least comes last, and no step's failure keeps the next ones from
-    running: a machine with a GPU may be there for minutes only.
-    """
+    """Build, test, inspect, measure, and record; FAILED where a test failed."""
     import torch
 
     from benchmarks import gpu_plugin
@@ -66,27 +55,24 @@ def check() -> int:
     os.environ[native.LIBRARY_VARIABLE] = str(built.cpu)
     os.environ[plugin.LIBRARY_VARIABLE] = str(built.plugins)
 
-    device = torch.device("cuda", torch.cuda.current_device())
-    failures: list[Failure] = []
     _say("the case table")
-    is_complete = collect(lambda: run_table(device), failures)
+    device = torch.device("cuda", torch.cuda.current_device())
+    failures = run_table(device)
     _say("TensorRT's plugin")
-    is_complete &= collect(lambda: gpu_plugin.run_table(built.plugins, device), failures)
+    failures += gpu_plugin.run_table(built.plugins, device)
     for failure in failures:
         print(f"FAILED {failure.row}: {failure.text}")
-    rows: list[dict[str, Any]] = []
-    is_complete &= measure(rows)
     _say("engines")
-    engines: list[dict[str, Any]] = []
-    is_complete &= collect(run_engines, engines)
-    failed = len(failures)
-    marked = [{**row, "failed_cases": failed} for row in (*rows, *engines)]
-    print(f"{len(marked)} rows in {record(marked)}")
-    is_clean = is_complete and all(row["verdict"] != "failed" for row in engines)
+    engines = run_engines()
+    is_clean = all(row["verdict"] != "failed" for row in engines)
     _say("compute-sanitizer")
-    for inspection in inspect(dict(os.environ)):
+    inspections = inspect(dict(os.environ))
+    for inspection in inspections:
         print(f"{inspection.tool}: {inspection.verdict} {inspection.text}")
-        is_clean &= inspection.verdict != "faults"
+    is_clean &= all(inspection.verdict != "faults" for inspection in inspections)
+    rows = measure() if not failures else []
+    if rows:
+        print(f"{len(rows)} rows in {record([*rows, *engines])}")
     return ExitStatus.OK if is_clean and not failures else ExitStatus.FAILED
 
 
@@ -105,8 +91,8 @@ def run_engines() -> list[dict[str, Any]]:
     return [outcome.row() for outcome in outcomes]
 
 
-def measure(rows: list[dict[str, Any]]) -> bool:
-    """Measure all on the GPU, add the rows, print a summary; return whether no step failed."""
+def measure() -> list[dict[str, Any]]:
+    """Measure everything on the GPU and print the summary."""
     from benchmarks.gpu_ceiling import read_ceiling
     from benchmarks.gpu_compression import compression_rows
     from benchmarks.gpu_decode import decode_rows
@@ -116,29 +102,17 @@ def measure(rows: list[dict[str, Any]]) -> bool:
     from benchmarks.gpu_timing import this_gpu
 
     machine = this_gpu()
-    steps: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
-        "how fast the GPU reads": lambda: [read_ceiling(machine)],
-        "decode": lambda: decode_rows(machine, SHAPES),
-        "compression": lambda: compression_rows(machine, COMPRESSION_BATCHES, list(rows)),
-        "prefill": lambda: prefill_rows(machine, PREFILL_LENGTHS),
-    }
-    is_complete = True
-    for name, step in steps.items():
-        _say(name)
-        is_complete &= collect(step, rows)
-    rows[:] = [{**row, "gpu": machine.name} for row in with_ratios(rows)]
+    _say("how fast the GPU reads")
+    rows = [read_ceiling(machine)]
+    _say("decode")
+    rows += decode_rows(machine, SHAPES)
+    _say("compression")
+    rows += compression_rows(machine, COMPRESSION_BATCHES, rows)
+    _say("prefill")
+    rows += prefill_rows(machine, PREFILL_LENGTHS)
+    rows = [{**row, "gpu": machine.name} for row in with_ratios(rows)]
     print(summary(rows))
-    return is_complete
-
-
-def collect(step: Callable[[], Iterable[T]], results: list[T]) -> bool:
-    """Add what a step gives as it comes; where it fails, print why and return False."""
-    try:
-        results.extend(step())
-    except Exception:  # what came until here, and the other steps, are worth having
-        traceback.print_exc()
-        return False
-    return True
+    return rows
 
 
 def record(rows: list[dict[str, Any]]) -> Path:

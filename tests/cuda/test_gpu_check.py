@@ -1,7 +1,6 @@
 """`make gpu-check` as far as it needs no GPU: every step runs here on the emulated library."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import (
-    gpu_build,
-    gpu_cases,
-    gpu_ceiling,
-    gpu_check,
-    gpu_compression,
-    gpu_decode,
-    gpu_engines,
-    gpu_plugin,
-    gpu_prefill,
-    gpu_sanitizer,
-    gpu_shapes,
-    gpu_timing,
-    records,
-)
+from benchmarks import gpu_cases, gpu_check, gpu_engines, gpu_sanitizer, gpu_shapes, records
 from benchmarks.gpu_ceiling import read_ceiling
 from benchmarks.gpu_compression import compression_rows
 from benchmarks.gpu_decode import decode_rows
@@ -33,10 +18,8 @@ from benchmarks.gpu_prefill import prefill_rows
 from benchmarks.gpu_report import judge, summary, with_ratios
 from benchmarks.gpu_shapes import CONFIGS, SHAPES, TARGETS, Shape
 from benchmarks.gpu_timing import Machine, Timing, time_clock
-from gear_trt import cuda, native
 from gear_trt.errors import ErrorCode, ExitStatus, GearError
 from gear_trt.spec import bits_per_element
-from gear_trt.tensorrt import plugin
 from tests.onnxruntime.emulated import emulated_engine
 from tests.runtime.folders import write_engine
 
@@ -70,85 +53,6 @@ def test_missing_packages_are_named(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: name == "torch" or None)
     assert gpu_check.main() == ExitStatus.ENVIRONMENT
     assert "lacks numpy, pydantic, triton" in capsys.readouterr().out
-
-
-# --- All steps ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu_machine(monkeypatch, tmp_path):
-    """A machine with a GPU, as far as `check` looks at it; what is recorded goes to a folder."""
-    for name in (cuda.LIBRARY_VARIABLE, native.LIBRARY_VARIABLE, plugin.LIBRARY_VARIABLE):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # check sets them
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    kernels = Path(
-        os.environ.get(cuda.LIBRARY_VARIABLE, "none")
-    )  # the emulated ones, if they are on
-    built = gpu_build.Built(kernels, tmp_path / "plugins", tmp_path / "cpu")
-    monkeypatch.setattr(gpu_build, "build", lambda architecture: built)
-    monkeypatch.setattr(gpu_cases, "run_table", lambda device: [])
-    monkeypatch.setattr(gpu_plugin, "run_table", lambda library, device: [])
-    monkeypatch.setattr(gpu_check, "run_engines", lambda: [{"kind": "engine", "verdict": "ran"}])
-    monkeypatch.setattr(gpu_sanitizer, "inspect", lambda environment: [])
-    monkeypatch.setattr(records, "RESULTS", tmp_path)
-    return tmp_path / "gpu.jsonl"
-
-
-def test_check_measures_and_records(gpu_machine, monkeypatch, capsys):
-    place = {"batch": 1, "context": 64, "group": 4, "config": "k4v4", "nmse": 0.0}
-    decode = {**place, "kind": "decode", "us": 2.0, "bytes": 1}
-    monkeypatch.setattr(gpu_decode, "decode_rows", lambda machine, shapes: iter([decode]))
-    monkeypatch.setattr(gpu_compression, "compression_rows", lambda *_: [])
-    monkeypatch.setattr(gpu_prefill, "prefill_rows", lambda *_: [])
-    monkeypatch.setattr(gpu_ceiling, "read_ceiling", lambda _: {"kind": "ceiling", "gb_per_s": 1})
-    machine = Machine(CPU, "some GPU", 1 << 16, time_clock)
-    monkeypatch.setattr(gpu_timing, "this_gpu", lambda: machine)
-    assert gpu_check.check() == ExitStatus.OK
-    rows = [json.loads(line) for line in gpu_machine.read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["ceiling", "decode", "engine"]
-    assert rows[1]["gpu"] == "some GPU"
-    assert "of the read ceiling" in capsys.readouterr().out
-
-
-def break_down(*_):
-    raise RuntimeError("TensorRT refuses to run the engine")
-
-
-@pytest.mark.parametrize(
-    "broken", [(gpu_cases, "run_table"), (gpu_plugin, "run_table"), (gpu_check, "run_engines")]
-)
-def test_check_goes_on_where_a_step_breaks_down(broken, gpu_machine, monkeypatch):
-    monkeypatch.setattr(gpu_check, "measure", lambda rows: rows.append({"kind": "decode"}) or True)
-    monkeypatch.setattr(*broken, break_down)
-    assert gpu_check.check() == ExitStatus.FAILED
-    assert '"kind": "decode"' in gpu_machine.read_text()
-
-
-@pytest.mark.parametrize("step", ["table", "plugin", "measure", "engine", "sanitizer"])
-def test_check_fails_where_one_step_does_and_runs_the_others(step, gpu_machine, monkeypatch):
-    failed = [gpu_cases.Failure("row", "wrong")]
-
-    def measure(rows):
-        rows.append({"kind": "decode", "batch": 1})
-        return step != "measure"
-
-    monkeypatch.setattr(gpu_check, "measure", measure)
-    if step == "table":
-        monkeypatch.setattr(gpu_cases, "run_table", lambda device: failed)
-    if step == "plugin":
-        monkeypatch.setattr(gpu_plugin, "run_table", lambda library, device: failed)
-    if step == "engine":
-        engine = {"kind": "engine", "verdict": "failed"}
-        monkeypatch.setattr(gpu_check, "run_engines", lambda: [engine])
-    if step == "sanitizer":
-        inspection = gpu_sanitizer.Inspection("memcheck", "faults", "")
-        monkeypatch.setattr(gpu_sanitizer, "inspect", lambda environment: [inspection])
-    assert gpu_check.check() == ExitStatus.FAILED
-    rows = [json.loads(line) for line in gpu_machine.read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["decode", "engine"]
-    assert {row["failed_cases"] for row in rows} == {int(step in ("table", "plugin"))}
 
 
 # --- The case table -------------------------------------------------------------------------------
@@ -201,6 +105,16 @@ def test_a_row_that_breaks_down_is_a_failure_and_the_others_run(emulated, monkey
     monkeypatch.setattr(DeviceKernels, "compress_pages", break_once)
     (failure,) = gpu_cases.run_table(CPU, ["compress-bits-4-3", "compress-bits-3-2"])
     assert failure.text == "KeyError: 'surprise'"
+
+
+def test_rows_that_cannot_be_listed_are_a_failure(capsys):
+    def rows():
+        yield "fine", lambda: None
+        raise OSError("no compiler")
+
+    (failure,) = gpu_cases.run_rows(rows())
+    assert (failure.row, failure.text) == ("the list of rows", "OSError: no compiler")
+    assert "1 rows of the case table" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("offset", [-1, 12])
@@ -266,6 +180,10 @@ class Distorted:
 
 def refuse(folder):
     raise GearError(ErrorCode.MISSING_DEPENDENCY, "there is none", hint="install it")
+
+
+def break_down(folder):
+    raise RuntimeError("TensorRT refuses to run the engine")
 
 
 def test_engines_are_decoded_beside_the_cpu(engine_folder, emulated):
@@ -398,18 +316,6 @@ def test_compression_is_set_against_the_steps_between(measured):
     for row in of_kind(measured, "compress"):
         share = row["us"] / 64 / steps[row["config"], row["batch"]]
         assert row["decode_share"] == pytest.approx(share)
-
-
-def test_a_step_that_fails_keeps_its_rows(capsys):
-    def step():
-        yield {"kind": "decode"}
-        raise RuntimeError("no more")
-
-    rows = []
-    assert not gpu_check.collect(step, rows)
-    assert gpu_check.collect(lambda: [{"kind": "ceiling"}], rows)
-    assert rows == [{"kind": "decode"}, {"kind": "ceiling"}]
-    assert "RuntimeError: no more" in capsys.readouterr().err
 
 
 def test_rows_are_recorded_from_the_source_tree(measured, monkeypatch, tmp_path):
