@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,17 +31,22 @@ def build(architecture: str) -> Built:
         RuntimeError: CMake or the compiler failed; the message ends with what they said.
     """
     _run(
-        "cmake", "-S", str(REPOSITORY / "plugins"), "-B", str(BUILD_FOLDER),
+        _cmake(), "-S", str(REPOSITORY / "plugins"), "-B", str(BUILD_FOLDER),
         "-DCMAKE_BUILD_TYPE=Release", "-DGEAR_CUDA=ON",
         f"-DCMAKE_CUDA_ARCHITECTURES={architecture}",
     )  # fmt: skip
     jobs = str(os.cpu_count() or 1)
     targets = ("--target", "gear_cuda", "gear_trt_plugins", "gear")
-    _run("cmake", "--build", str(BUILD_FOLDER), *targets, "--parallel", jobs)
+    _run(_cmake(), "--build", str(BUILD_FOLDER), *targets, "--parallel", jobs)
     folder = BUILD_FOLDER / "cuda"
     return Built(
         folder / "libgear_cuda.so", folder / "libgear_trt_plugins.so", BUILD_FOLDER / "libgear.so"
     )
+
+
+def _cmake() -> str:
+    """That of this Python's packages, else that of PATH."""
+    return shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
 
 
 def _run(*words: str) -> None:

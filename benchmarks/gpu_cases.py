@@ -23,8 +23,10 @@ from tests.plugins.checks import (
     check_that_steps_do_not_matter,
 )
 
-TOLERANCE = {"float32": 2e-6, "float16": 2e-6}
-"""Largest NMSE by output type: queries and weights meet codes as FP16 in the tensor cores."""
+TOLERANCE = {"float32": 5e-6, "float16": 5e-6}
+"""Largest NMSE by output type: queries and weights meet codes as FP16 in the tensor cores. The
+emulated GPU's worst is 5.4e-7; with sums that are cut off as tensor cores cut them off, 1.1e-6 with
+one bit more than FP32 holds, and 3.6e-6 with none."""
 
 SHARP_TOLERANCE = 1e-5
 """Of FP16 prefill with scores many times as large: its keys are rounded once more."""
@@ -52,10 +54,16 @@ def run_table(device: torch.device, names: Sequence[str] = ()) -> list[Failure]:
 
 
 def run_rows(named_checks: Iterable[tuple[str, Callable[[], None]]]) -> list[Failure]:
-    """Run checks by name and return those that failed; say how many there were."""
+    """Run checks by name and return those that failed; say how many there were.
+
+    What breaks while the checks are listed is a failure too: those before it are run.
+    """
     started = time.perf_counter()
-    rows = list(named_checks)
+    rows: list[tuple[str, Callable[[], None]]] = []
+    unlisted = _failure("the list of rows", lambda: rows.extend(named_checks))
     failures = [failure for name, check in rows if (failure := _failure(name, check))]
+    if unlisted:
+        failures.append(unlisted)
     seconds = time.perf_counter() - started
     print(f"{len(rows)} rows of the case table in {seconds:.0f} s, {len(failures)} failed")
     return failures
@@ -92,8 +100,8 @@ def _long_half_precision_cases() -> Iterator[AttentionCase]:
 def _failure(name: str, check: Callable[[], None]) -> Failure | None:
     try:
         check()
-    except (AssertionError, RuntimeError, ValueError) as error:
-        return Failure(name, str(error).strip() or type(error).__name__)
+    except Exception as error:  # whatever it is: the other rows shall run
+        return Failure(name, f"{type(error).__name__}: {error}".strip(": \n"))
     return None
 
 

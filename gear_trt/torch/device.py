@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ def run_attention(call: c_api.AttentionCall, device: torch.device) -> None:
     """Queue a call on the device's current stream.
 
     Raises:
+        RuntimeError: A graph is captured on a stream that has no workspace of this size yet.
         ValueError: The attributes or the sizes are refused.
     """
     stream = _stream(device)
@@ -61,18 +64,19 @@ def compress_into(
     check_tensor(values_PCD, *rows, device, "values_PCD")
     words = page_layout(config, head_dim).page_words
     check_tensor(pages_PW, "int32", (count, words), device, "pages_PW")
-    workspace = _workspace(device, stream, cuda.compress_workspace_bytes(config, head_dim))
-    cuda.run_compress_pages(
-        keys_PCD.data_ptr(),
-        values_PCD.data_ptr(),
-        pages_PW.data_ptr(),
-        count,
-        config=config,
-        head_dim=head_dim,
-        workspace=workspace.data_ptr(),
-        workspace_bytes=workspace.nbytes,
-        stream=stream,
-    )
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        workspace = _workspace(device, stream, cuda.compress_workspace_bytes(config, head_dim))
+        cuda.run_compress_pages(
+            keys_PCD.data_ptr(),
+            values_PCD.data_ptr(),
+            pages_PW.data_ptr(),
+            count,
+            config=config,
+            head_dim=head_dim,
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace.nbytes,
+            stream=stream,
+        )
 
 
 def raise_errors(device: torch.device) -> None:
@@ -98,7 +102,21 @@ def _workspace(device: torch.device, stream: int, size: int) -> Tensor:
     size = max(cuda.WORKSPACE_ALIGNMENT, 1 << max(size - 1, 0).bit_length())
     key = (device, stream, size)
     if key not in _workspaces:
+        _refuse_capture(device)
         memory = torch.zeros(size + cuda.WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
         start = -memory.data_ptr() % cuda.WORKSPACE_ALIGNMENT
         _workspaces[key] = memory[start : start + size]
     return _workspaces[key]
+
+
+def _refuse_capture(device: torch.device) -> None:
+    """Refuse to make a workspace while a graph is captured: only its replay would write the zeros.
+
+    Raises:
+        RuntimeError: A graph is captured on the current stream.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first call of its size on a stream cannot be captured: make one on the stream of "
+            "torch.cuda.graph(graph, stream=...) before"
+        )

@@ -39,7 +39,8 @@ def attention(
 
     On a CPU it uses torch's threads (`torch.get_num_threads`). On a GPU it is queued on the current
     stream and does not wait, so that what only the data shows (a length, slot or page id out of
-    range, a value that is not finite) is reported by `gear_trt.torch.raise_errors` afterwards.
+    range, a value that is not finite) is reported by `gear_trt.torch.raise_errors` afterwards. It
+    can be captured in a graph once the capturing stream has made a call of the same sizes.
 
     Args:
         query_BSND: [B, S, N, D] float32 or float16, post-RoPE; all tensors are contiguous and on
@@ -62,6 +63,7 @@ def attention(
         [B, S, N, D] of the query's dtype; rows at and beyond new_lengths are 0.
 
     Raises:
+        RuntimeError: A graph is captured on a stream that has made no such call before.
         ValueError: Something has a wrong shape or type, or the kernels refuse it; the cache is then
             unchanged.
         GearError: `MISSING_LIBRARY` or `LAYOUT_MISMATCH` of the device's kernel library.

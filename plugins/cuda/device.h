@@ -24,8 +24,10 @@
 //   - cp_async: its target may be read only after cp_async_wait. The emulator poisons the target
 //     and copies at the wait, so that a missing wait shows. Meet at a barrier to see other threads'
 //     copies.
-//   - A missing __syncthreads shows where the threads' order matters: GEAR_EMULATOR_ORDER=reverse
-//     runs them from last to first, and tests compare both orders.
+//   - A missing barrier shows in the build that looks for races (emulator/races.h), and where the
+//     threads' order matters: GEAR_EMULATOR_ORDER=reverse runs them from last to first, and tests
+//     compare both orders. Shuffles are no barriers. Blocks share memory by __threadfence, atomics
+//     and __ldcg.
 //   - Functions: GEAR_DEVICE. No std:: in device code, no __noinline__, no __align__ (alignas).
 #pragma once
 
@@ -166,6 +168,11 @@ inline int num_multiprocessors() {
   const int count = device_attribute(cudaDevAttrMultiProcessorCount);
   return count < kMaxMultiprocessors ? count : kMaxMultiprocessors;
 }
+// As __CUDA_ARCH__.
+inline int architecture() {
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) * 100 +
+         device_attribute(cudaDevAttrComputeCapabilityMinor) * 10;
+}
 inline size_t max_shared_bytes() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
 }
@@ -178,10 +185,12 @@ inline Error copy_device(void* to, const void* from, size_t bytes, Stream stream
   return cuda_error(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
 }
 
-// Zeros in device memory, and zeros in host memory that kernels can write to.
+// Zeros in device memory, and zeros in host memory that kernels can write to. They are there on
+// return: the streams of engines do not wait for the default one, on which they are written.
 inline Error allocate(void** device, size_t bytes) {
-  const Error error = cuda_error(cudaMalloc(device, bytes));
-  return error.empty() ? cuda_error(cudaMemset(*device, 0, bytes)) : error;
+  Error error = cuda_error(cudaMalloc(device, bytes));
+  if (error.empty()) error = cuda_error(cudaMemset(*device, 0, bytes));
+  return error.empty() ? cuda_error(cudaStreamSynchronize(cudaStreamLegacy)) : error;
 }
 inline Error allocate_shared(void** host, size_t bytes) {
   const Error error = cuda_error(cudaHostAlloc(host, bytes, cudaHostAllocMapped));

@@ -50,10 +50,7 @@ class CudaWorkspaces {
     size_t size = kAlignment;
     while (size < bytes) size *= 2;  // few sizes, so that batches of all sizes share them
     void*& block = blocks_[{cuda::current_device(), stream, size}];
-    if (block == nullptr) {
-      check(cuda::allocate(&block, size + kAlignment));
-      check(cuda::fill_bytes(block, 0, size + kAlignment, stream));
-    }
+    if (block == nullptr) check(cuda::allocate(&block, size + kAlignment));
     return {aligned(block), size};
   }
 

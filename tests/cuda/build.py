@@ -22,8 +22,14 @@ def emulated_build() -> Path:
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}") or shutil.which("cmake")
     if cmake is None:
         pytest.skip("the emulated GPU needs cmake: pip install cmake")
-    options = ["-DGEAR_EMULATED_GPU=ON", "-DGEAR_CUDA=OFF"]
-    targets = ["--target", "gear_emulated", "gear_emulated_trt_plugins", "emulator_test"]
+    options = ["-DGEAR_EMULATED_GPU=ON", "-DGEAR_CUDA=OFF", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"]
+    targets = [
+        "--target",
+        "gear_emulated",
+        "gear_watched",
+        "gear_emulated_trt_plugins",
+        "emulator_test",
+    ]
     with FileLock(_EMULATED_BUILD.with_suffix(".lock")):  # other test workers build here too
         for command in (
             [cmake, "-S", ROOT / "plugins", "-B", _EMULATED_BUILD, *options],

@@ -221,20 +221,88 @@ __global__ void unwaited_copy(const int* in) {
 
 __global__ void misaligned_copy(const int* in) { cp_async<16>(shared_memory<int>(), in + 1); }
 
-// Every thread reads its neighbour's element without a barrier: the order of threads shows.
-__global__ void race(int* out) {
+// Every thread reads its neighbour's element, after what `kMeet` does.
+template <void (*kMeet)()>
+__global__ void read_neighbour(int* out) {
   int* shared = shared_memory<int>();
   shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+  kMeet();
   out[threadIdx.x] = shared[threadIdx.x ^ 1];
 }
 
-void test_race() {
-  int out[32];
-  launch(race, dim3(1), dim3(32), 128, Stream{}, out);
-  for (const int x : out) printf("%d ", x);
+void do_not_meet() {}
+void shuffle() { __shfl_sync(~0u, 0, 0); }
+void sync_warp() { __syncwarp(); }
+void sync_block() { __syncthreads(); }
+
+template <void (*kMeet)(), int kThreads>
+void test_read_neighbour() {
+  int out[kThreads];
+  launch(read_neighbour<kMeet>, dim3(1), dim3(kThreads), 4 * kThreads, Stream{}, out);
+  for (int i = 0; i < kThreads; ++i) expect(out[i] == (i ^ 1), "the neighbour's element");
 }
 
-const std::vector<int> kInts(64);
+// Every warp reads the elements of the next one.
+__global__ void read_next_warp(int* out) {
+  int* shared = shared_memory<int>();
+  shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncwarp();
+  out[threadIdx.x] = shared[(threadIdx.x + 32) % blockDim.x];
+}
+
+// Every thread waits for its own copy, and reads its neighbour's.
+__global__ void read_neighbours_copy(const int* in, int* out) {
+  int* shared = shared_memory<int>();
+  cp_async<4>(shared + threadIdx.x, in + threadIdx.x);
+  cp_async_commit();
+  cp_async_wait<0>();
+  out[threadIdx.x] = shared[threadIdx.x ^ 1];
+}
+
+// A stage is filled again while the warp's other lanes may still read it.
+__global__ void refill(const int* in, int* out) {
+  int* shared = shared_memory<int>();
+  for (int turn = 0; turn < 2; ++turn) {
+    cp_async<4>(shared + threadIdx.x, in + threadIdx.x);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncwarp();
+    out[threadIdx.x] = shared[threadIdx.x ^ 1];
+  }
+}
+
+__global__ void misaligned_vector(const int* in, int4* out) {
+  *out = *reinterpret_cast<const int4*>(in + 1);
+}
+
+// Block 0 hands numbers on to block 1, by all that is needed or by less.
+enum Handing { kRight, kNoFence, kNoBarrier, kNoAtomic, kUnasked, kThroughCaches };
+
+template <int kHanding>
+__global__ void hand_on(int* numbers, int* counter, int* sum) {
+  if (blockIdx.x == 0) numbers[threadIdx.x] = static_cast<int>(threadIdx.x);
+  if (kHanding != kNoFence) __threadfence();
+  if (kHanding != kNoBarrier) __syncthreads();
+  const bool is_asking = blockIdx.x == 0 ? kHanding != kNoAtomic : kHanding != kUnasked;
+  if (threadIdx.x == 0 && is_asking) atomicAdd(counter, 1);
+  __syncthreads();
+  if (blockIdx.x == 0 || threadIdx.x != 0) return;
+  *sum = 0;
+  for (int i = 0; i < 64; ++i) {
+    *sum += kHanding == kThroughCaches ? numbers[i] : __ldcg(numbers + i);
+  }
+}
+
+template <int kHanding>
+void test_hand_on() {
+  int numbers[64];
+  int counter = 0;
+  int sum = 0;
+  launch(hand_on<kHanding>, dim3(2), dim3(64), 0, Stream{}, numbers, &counter, &sum);
+  expect(counter == 2 && sum == 63 * 32, "the numbers of the other block");
+}
+
+alignas(16) int ints[64];
 int sink;
 
 const struct {
@@ -248,16 +316,34 @@ const struct {
     {"movmatrix", test_movmatrix},
     {"cp_async", test_cp_async},
     {"half", test_half},
-    {"race", test_race},
+    {"neighbours_of_a_warp", test_read_neighbour<sync_warp, 32>},
+    {"neighbours_of_a_block", test_read_neighbour<sync_block, 128>},
+    {"hand_on", test_hand_on<kRight>},
+    {"no_barrier", test_read_neighbour<do_not_meet, 32>},
+    {"shuffle_is_no_barrier", test_read_neighbour<shuffle, 32>},
+    {"warp_barrier_for_a_block",
+     [] { launch(read_next_warp, dim3(1), dim3(64), 256, Stream{}, ints); }},
+    {"neighbours_copy",
+     [] { launch(read_neighbours_copy, dim3(1), dim3(32), 128, Stream{}, ints, ints + 32); }},
+    {"refilled_while_read",
+     [] { launch(refill, dim3(1), dim3(32), 128, Stream{}, ints, ints + 32); }},
+    {"misaligned_vector",
+     [] {
+       alignas(16) int4 out;
+       launch(misaligned_vector, dim3(1), dim3(32), 0, Stream{}, ints, &out);
+     }},
+    {"hand_on_without_fence", test_hand_on<kNoFence>},
+    {"hand_on_without_barrier", test_hand_on<kNoBarrier>},
+    {"hand_on_without_atomic", test_hand_on<kNoAtomic>},
+    {"hand_on_unasked", test_hand_on<kUnasked>},
+    {"hand_on_through_caches", test_hand_on<kThroughCaches>},
     {"early_exit", [] { launch(early_exit, dim3(1), dim3(64), 0, Stream{}); }},
     {"diverged_warp", [] { launch(diverged_warp, dim3(1), dim3(32), 0, Stream{}, &sink); }},
     {"diverged_block", [] { launch(diverged_block, dim3(1), dim3(64), 0, Stream{}); }},
     {"part_of_a_warp", [] { launch(part_of_a_warp, dim3(1), dim3(32), 0, Stream{}); }},
     {"out_of_shared", [] { launch(out_of_shared, dim3(1), dim3(32), 64, Stream{}); }},
-    {"unwaited_copy",
-     [] { launch(unwaited_copy, dim3(1), dim3(32), 128, Stream{}, kInts.data()); }},
-    {"misaligned_copy",
-     [] { launch(misaligned_copy, dim3(1), dim3(32), 128, Stream{}, kInts.data()); }},
+    {"unwaited_copy", [] { launch(unwaited_copy, dim3(1), dim3(32), 128, Stream{}, ints); }},
+    {"misaligned_copy", [] { launch(misaligned_copy, dim3(1), dim3(32), 128, Stream{}, ints); }},
     {"half_a_warp", [] { launch(early_exit, dim3(1), dim3(48), 0, Stream{}); }},
 };
 

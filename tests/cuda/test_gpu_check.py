@@ -100,6 +100,31 @@ def test_a_refusal_is_a_failure(emulated, monkeypatch):
     }  # fmt: skip
 
 
+def test_a_row_that_breaks_down_is_a_failure_and_the_others_run(emulated, monkeypatch):
+    compress = DeviceKernels.compress_pages
+    broken = []
+
+    def break_once(self, *args, **kwargs):
+        if not broken:
+            broken.append(True)
+            raise KeyError("surprise")
+        return compress(self, *args, **kwargs)
+
+    monkeypatch.setattr(DeviceKernels, "compress_pages", break_once)
+    (failure,) = gpu_cases.run_table(CPU, ["compress-bits-4-3", "compress-bits-3-2"])
+    assert failure.text == "KeyError: 'surprise'"
+
+
+def test_rows_that_cannot_be_listed_are_a_failure(capsys):
+    def rows():
+        yield "fine", lambda: None
+        raise OSError("no compiler")
+
+    (failure,) = gpu_cases.run_rows(rows())
+    assert (failure.row, failure.text) == ("the list of rows", "OSError: no compiler")
+    assert "1 rows of the case table" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("offset", [-1, 12])
 def test_writes_outside_an_array_are_noticed(offset):
     guarded = Guarded(np.zeros(3, np.float32), CPU)

@@ -12,6 +12,7 @@ from gear_trt import native
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec import CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES
+from gear_trt.torch import device
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
 from tests.plugins.checks import TOLERANCE, assert_states_equal, nmse
 from tests.plugins.test_attention import run
@@ -108,3 +109,11 @@ def test_it_uses_the_threads_of_torch(inputs, monkeypatch):
 def test_importing_gear_trt_imports_no_torch():
     code = "import sys, gear_trt, gear_trt.native; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_workspace_is_made_while_a_graph_is_captured(monkeypatch):
+    """Its zeros would be written by the graph alone (tests/torch/test_gpu.py captures one)."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    device._refuse_capture(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="the first call of its size on a stream"):
+        device._workspace(torch.device("cuda", 0), stream=1, size=1)

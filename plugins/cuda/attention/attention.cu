@@ -11,8 +11,10 @@ namespace {
 
 // Items per block that keep all blocks busy to the end, where sequences are long enough.
 constexpr int kItemsPerBlock = 2;
-// Blocks of one multiprocessor that registers allow.
+// The most blocks of one multiprocessor that registers allow on any GPU (decode_blocks).
 constexpr int kMaxBlocks = 3;
+// Shared memory that CUDA takes for itself in every block.
+constexpr int kReservedBytes = 1024;
 
 using DecodeKernel = void (*)(AttentionParams);
 
@@ -42,6 +44,12 @@ DecodeKernel staged_kernel(int head_dim) {
   }
 }
 
+// Blocks that a multiprocessor runs at once; it has as much memory as its largest block takes up.
+int resident_blocks(int head_dim, int shared_bytes, int largest_block) {
+  const int blocks = (largest_block + kReservedBytes) / (shared_bytes + kReservedBytes);
+  return std::clamp(blocks, 1, decode_blocks(head_dim, architecture()));
+}
+
 Plan make_plan(const Call& call) {
   Plan plan{};
   plan.kernel = staged_kernel(call.head_dim());
@@ -57,8 +65,9 @@ Plan make_plan(const Call& call) {
     plan.warps = kDecodeWarps;
   }
   plan.shared_bytes = shared_bytes(call, plan.warps, plan.stage_bytes);
-  const int resident = std::clamp(limit / static_cast<int>(plan.shared_bytes), 1, kMaxBlocks);
-  plan.blocks = num_multiprocessors() * resident;
+  const int template_dim = plan.stage_bytes == 0 ? 0 : call.head_dim();
+  plan.blocks = num_multiprocessors() *
+                resident_blocks(template_dim, static_cast<int>(plan.shared_bytes), limit);
   plan.max_tiles = (call.seq_len * call.group() + kTileRows - 1) / kTileRows;
   plan.is_split = static_cast<int64_t>(call.batch) * call.kv_heads() * plan.max_tiles <= kCounters;
   return plan;
@@ -127,7 +136,7 @@ Error launch_attention(const Call& call, const Workspace& workspace, float* log_
   params.counters = workspace.counters;
   params.max_tiles = plan.max_tiles;
   params.wanted_items = plan.blocks * kItemsPerBlock;
-  params.least_pages = plan.is_split ? plan.warps : INT32_MAX;
+  params.least_pages = plan.is_split ? plan.warps : std::max(call.max_pages, 1);
   params.stage_bytes = plan.stage_bytes;
   params.stage_plan = make_stage_plan(call.config(), call.layout);
   params.scratch_bytes = scratch_bytes(call.config());

@@ -304,17 +304,20 @@ class Decode {
   int* flag_;
 };
 
-// Blocks per multiprocessor that registers must allow: three where ptxas gets by without spills.
-GEAR_HOST_DEVICE constexpr int decode_blocks(int head_dim) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 860 && __CUDA_ARCH__ <= 900
-  return head_dim == 0 ? 2 : 3;
+#ifdef __CUDA_ARCH__
+inline constexpr int kArchitecture = __CUDA_ARCH__;
 #else
-  return head_dim == 64 ? 3 : 2;
+inline constexpr int kArchitecture = 0;
 #endif
+
+// Blocks per multiprocessor that registers must allow: three where ptxas gets by without spills.
+GEAR_HOST_DEVICE constexpr int decode_blocks(int head_dim, int architecture) {
+  if (architecture >= 860 && architecture <= 900) return head_dim == 0 ? 2 : 3;
+  return head_dim == 64 ? 3 : 2;
 }
 
 template <int kHeadDim>
-__global__ void __launch_bounds__(kDecodeWarps* kWarpLanes, decode_blocks(kHeadDim))
+__global__ void __launch_bounds__(kDecodeWarps* kWarpLanes, decode_blocks(kHeadDim, kArchitecture))
     attend_decode(const AttentionParams params) {
   Decode<kHeadDim> decode(params, shared_memory<unsigned char>());
   const int split_pages = pages_per_split(params);

@@ -307,6 +307,7 @@ class Prefill {
     load_queries();
     __syncthreads();
     copy_tile(tile * kSpan, end, token_position, 0);
+    cp_async_commit();
     for (int stage = 0; tile * kSpan < end; ++tile, stage ^= 1) {
       const int start = tile * kSpan;
       if (start + kSpan < end) copy_tile(start + kSpan, end, token_position, stage ^ 1);
@@ -334,7 +335,6 @@ class Prefill {
       cp_async<16>(keys(stage).at(token, channel), exact_row(0, at) + channel);
       cp_async<16>(values(stage).at(token, channel), exact_row(1, at) + channel);
     }
-    cp_async_commit();
   }
 
   GEAR_DEVICE const uint16_t* exact_row(int side, int at) const {

@@ -139,6 +139,7 @@ GEAR_DEVICE float store_factor(float* column, int length, int bits, int index, i
   for (int i = lane; i < length; i += 32) most = fmaxf(most, fabsf(column[i * kColumns]));
 #pragma unroll
   for (int flip = 16; flip > 0; flip /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, flip));
+  __syncwarp();  // all elements have been read
   const float unit = most / top;
   const float inverse = unit > 0.0f ? 1.0f / unit : 0.0f;
   auto* bytes = reinterpret_cast<uint8_t*>(field) + index * length * bits / 8;

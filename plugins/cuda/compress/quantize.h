@@ -176,6 +176,7 @@ GEAR_DEVICE void fit_ranges(const Tile& tile, const PageConfig& config, float to
       merge(sums);
       range = fitted_range(range, sums, top_code, pass);
     }
+    __syncwarp();  // the other lanes have read the range
     if (i % kSharers != 0 || is_constant) continue;
     tile.scales[entry] = range.low;
     tile.mins[entry] = range.high;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda/emulator/races.h"
 
 dim3 threadIdx;
 dim3 blockIdx;
@@ -45,6 +46,7 @@ struct Fiber {
   Site site{};
   std::vector<std::vector<Copy>> committed;
   std::vector<Copy> copies;
+  uint32_t fences = 0;
 };
 
 // All threads of a warp, or of a block, come together; then the next meeting begins.
@@ -57,6 +59,7 @@ struct Meeting {
 struct Warp {
   Meeting meeting;
   Slots slots[2];  // of even and odd meetings: a lane may be one meeting ahead of another
+  uint32_t barriers = 0;
 };
 
 struct Machine {
@@ -71,6 +74,8 @@ struct Machine {
   alignas(128) unsigned char shared[kMaxShared + kGuard];
   void (*body)(void*) = nullptr;
   void* context = nullptr;
+  uint32_t launches = 0;
+  uint32_t blocks = 0;
 };
 
 Machine& machine() {
@@ -204,6 +209,7 @@ bool all_done() {
 void run_block(dim3 block, size_t shared_bytes, bool reversed) {
   Machine& gpu = machine();
   begin_block(block);
+  ++gpu.blocks;
   memset(gpu.shared, kPoison, shared_bytes);
   memset(gpu.shared + shared_bytes, kUntouched, kGuard);
   const int warps = gpu.threads / kWarp;
@@ -242,13 +248,42 @@ void go_on(Meeting& meeting) {
   machine().current->wait = Wait::kNothing;
 }
 
+bool is_inside(const void* pointer, size_t bytes, const void* memory, size_t size) {
+  const auto at = reinterpret_cast<uintptr_t>(pointer);
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  return at >= begin && at + bytes <= begin + size;
+}
+
 bool is_in_shared(const void* pointer, size_t bytes) {
-  const auto* at = static_cast<const unsigned char*>(pointer);
-  const auto* begin = machine().shared;
-  return at >= begin && at + bytes <= begin + kMaxShared;
+  return is_inside(pointer, bytes, machine().shared, kMaxShared);
+}
+
+void note(const void* address, size_t bytes, Action action, const void* from) {
+  if (note_access != nullptr) note_access(address, bytes, action, from);
 }
 
 }  // namespace
+
+void (*note_access)(const void*, size_t, Action, const void*) = nullptr;
+
+Moment now() {
+  const Machine& gpu = machine();
+  const int thread = gpu.current->index;
+  return {gpu.launches,        gpu.blocks, gpu.meeting.number, gpu.warps[thread / kWarp].barriers,
+          gpu.current->fences, thread};
+}
+
+uint32_t fences_of(int thread) { return machine().fibers[static_cast<size_t>(thread)]->fences; }
+
+Memory memory_at(const void* address) {
+  const Machine& gpu = machine();
+  if (gpu.current == nullptr) return Memory::kPrivate;
+  if (is_in_shared(address, 1)) return Memory::kShared;
+  const void* const stack = gpu.current->first.uc_stack.ss_sp;
+  const bool is_private =
+      is_inside(address, 1, stack, kStack) || is_inside(address, 1, &gpu, sizeof(gpu));
+  return is_private ? Memory::kPrivate : Memory::kGlobal;
+}
 
 void fail(Site site, const char* text) {
   fprintf(stderr, "emulated GPU: %s:%d: block (%u, %u, %u), thread (%u, %u, %u): %s\n", site.file,
@@ -275,6 +310,11 @@ void meet_warp(uint32_t mask, Site site, void (*combine)(Slots&)) {
   go_on(warp.meeting);
 }
 
+void sync_warp(uint32_t mask, Site site) {
+  meet_warp(mask, site,
+            [](Slots&) { ++machine().warps[machine().current->index / kWarp].barriers; });
+}
+
 int meet_block(int value, Site site) {
   Machine& gpu = machine();
   int& sum = gpu.sums[gpu.meeting.number & 1];
@@ -290,6 +330,19 @@ int meet_block(int value, Site site) {
   return sum;
 }
 
+void fence() { ++machine().current->fences; }
+
+void read_past_caches(void* to, const void* from, size_t bytes) {
+  note(from, bytes, Action::kReadPastCaches, __builtin_return_address(0));
+  memcpy(to, from, bytes);
+}
+
+void begin_atomic(const void* target, size_t bytes) {
+  note(target, bytes, Action::kAtomic, __builtin_return_address(0));
+}
+
+void copy_unwatched(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
+
 void* shared_bytes() { return machine().shared; }
 
 void begin_copy(void* shared, const void* global, int bytes, Site site) {
@@ -299,6 +352,8 @@ void begin_copy(void* shared, const void* global, int bytes, Site site) {
   if (reinterpret_cast<uintptr_t>(shared) & align) fail(site, "cp_async: target is not aligned");
   if (reinterpret_cast<uintptr_t>(global) & align) fail(site, "cp_async: source is not aligned");
   memset(shared, kPoison, static_cast<size_t>(bytes));
+  note(shared, static_cast<size_t>(bytes), Action::kWrite, __builtin_return_address(0));
+  note(global, static_cast<size_t>(bytes), Action::kRead, __builtin_return_address(0));
   fiber.site = site;
   fiber.copies.push_back({shared, global, bytes});
 }
@@ -315,7 +370,9 @@ void wait_copies(int groups) {
   const size_t done = committed.size() > kept ? committed.size() - kept : 0;
   for (size_t i = 0; i < done; ++i) {
     for (const Copy& copy : committed[i]) {
-      memcpy(copy.target, copy.source, static_cast<size_t>(copy.bytes));
+      const auto bytes = static_cast<size_t>(copy.bytes);
+      memcpy(copy.target, copy.source, bytes);
+      note(copy.target, bytes, Action::kWrite, __builtin_return_address(0));
     }
   }
   committed.erase(committed.begin(), committed.begin() + static_cast<std::ptrdiff_t>(done));
@@ -341,6 +398,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), v
   gpu.context = context;
   gridDim = grid;
   blockDim = block;
+  ++gpu.launches;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
@@ -349,6 +407,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), v
       }
     }
   }
+  gpu.current = nullptr;
 }
 
 // Fragments as PTX defines them for mma.m16n8k16 with 16-bit factors.

@@ -67,10 +67,22 @@ Slots& next_slots();
 // Waits for the warp's other lanes; the last one to come runs `combine` where there is one.
 void meet_warp(uint32_t mask, Site site, void (*combine)(Slots&) = nullptr);
 
+// Waits for the warp's other lanes, and puts their accesses to memory in order (races.h).
+void sync_warp(uint32_t mask, Site site);
+
 // Waits for the block; returns the sum of what its threads brought.
 int meet_block(int value, Site site);
 
 void* shared_bytes();
+
+// What puts accesses of different blocks in order (races.h).
+void fence();
+void begin_atomic(const void* target, size_t bytes);
+void read_past_caches(void* to, const void* from, size_t bytes);
+
+// Of the atomic operation's own accesses nobody takes note.
+void copy_unwatched(void* to, const void* from, size_t bytes);
+
 void begin_copy(void* shared, const void* global, int bytes, Site site);
 void commit_copies();
 void wait_copies(int groups);
@@ -151,7 +163,7 @@ inline int __all_sync(unsigned mask, bool x, GEAR_SITE_PARAMETERS) {
   return gear::emulator::vote(mask, x, {file, line}) == ~0u;
 }
 inline void __syncwarp(unsigned mask = ~0u, GEAR_SITE_PARAMETERS) {
-  gear::emulator::meet_warp(mask, {file, line});
+  gear::emulator::sync_warp(mask, {file, line});
 }
 
 // Block barriers.
@@ -167,38 +179,38 @@ inline int __syncthreads_and(int x, GEAR_SITE_PARAMETERS) {
 }
 
 // One thread runs at a time, so plain memory accesses are atomic and in order.
-inline void __threadfence() {}
+inline void __threadfence() { gear::emulator::fence(); }
 inline void __threadfence_block() {}
 
+// Puts update(*target) there; returns what was there.
+template <typename T, typename Update>
+T gear_atomic(T* target, Update&& update) {
+  gear::emulator::begin_atomic(target, sizeof(T));
+  T before;
+  gear::emulator::copy_unwatched(&before, target, sizeof(T));
+  const T after = update(before);
+  gear::emulator::copy_unwatched(target, &after, sizeof(T));
+  return before;
+}
 template <typename T>
 T atomicAdd(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = before + x;
-  return before;
+  return gear_atomic(target, [x](T before) { return before + x; });
 }
 template <typename T>
 T atomicMax(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = before < x ? x : before;
-  return before;
+  return gear_atomic(target, [x](T before) { return before < x ? x : before; });
 }
 template <typename T>
 T atomicMin(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = x < before ? x : before;
-  return before;
+  return gear_atomic(target, [x](T before) { return x < before ? x : before; });
 }
 template <typename T>
 T atomicExch(T* target, std::common_type_t<T> x) {
-  const T before = *target;
-  *target = x;
-  return before;
+  return gear_atomic(target, [x](T) { return x; });
 }
 template <typename T>
 T atomicCAS(T* target, std::common_type_t<T> expected, std::common_type_t<T> x) {
-  const T before = *target;
-  if (before == expected) *target = x;
-  return before;
+  return gear_atomic(target, [expected, x](T before) { return before == expected ? x : before; });
 }
 
 // Arithmetic. The host compiler must not contract (-ffp-contract=off); fmaf stays fused.
@@ -245,7 +257,9 @@ T __ldg(const T* source) {
 }
 template <typename T>
 T __ldcg(const T* source) {
-  return *source;
+  T x;
+  gear::emulator::read_past_caches(&x, source, sizeof(T));
+  return x;
 }
 template <typename T>
 T __ldcs(const T* source) {
@@ -330,8 +344,9 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
   return {};
 }
 
-// Those of the smallest GPUs that the kernels must run on: few processors, sm_86's shared memory.
-inline int num_multiprocessors() { return 4; }
+// Few processors, so that blocks and warps have much to do in turn; sm_86's shared memory.
+inline int num_multiprocessors() { return 1; }
+inline int architecture() { return 860; }
 inline size_t max_shared_bytes() { return 99 * 1024; }
 
 inline Error fill_bytes(void* device, int byte, size_t bytes, Stream) {
