@@ -9,7 +9,13 @@ from gear_trt import reference
 from gear_trt.reference.attention import decompress_sequence
 from gear_trt.spec import CompressionConfig
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
-from tests.plugins.checks import check_attention, nmse, run_call, run_guarded
+from tests.plugins.checks import (
+    check_attention,
+    check_that_ties_go_to_even,
+    nmse,
+    run_call,
+    run_guarded,
+)
 
 TOLERANCE = 2e-6
 """Largest NMSE. Operands of tensor cores are FP16, so that a score is off by about 2^-12 of what
@@ -54,6 +60,11 @@ PREFILL_CASES = [
 def test_prefill_equals_the_reference(case, emulated):
     tolerance = SHARP_TOLERANCE if case.sharpness > 4 else _tolerance(case)
     check_attention(emulated.attention, case, tolerance)
+
+
+@pytest.mark.parametrize("group", [2, 80], ids=["decode", "prefill"])
+def test_bfloat16_is_rounded_to_nearest_even(group, emulated):
+    check_that_ties_go_to_even(emulated.attention, group)
 
 
 @pytest.mark.parametrize("new", range(2, 17))
@@ -148,7 +159,10 @@ def test_it_is_a_fraction_of_the_quantization_error(bits, sharpness, emulated):
     assert nmse(output, expected) < 0.25 * lost
 
 
-@pytest.mark.parametrize("case", [LONG, _retyped(LONG, past=(300, 70), new=(40, 7), group=4)], ids=str)
+MANY_TOKENS = _retyped(LONG, past=(300, 70), new=(40, 7), group=4)
+
+
+@pytest.mark.parametrize("case", [LONG, MANY_TOKENS], ids=str)
 def test_log_sum_exp(case, emulated):
     call = attention_call(case)
     batch, seq_len, heads, dim = call.query_BSND.shape

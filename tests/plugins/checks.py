@@ -1,5 +1,7 @@
 """How results of the kernels are compared with the reference's."""
 
+import dataclasses
+
 import numpy as np
 
 from gear_trt.reference.cache import num_pages
@@ -127,6 +129,19 @@ def assert_states_equal(actual, expected, case, call):
                 assert_pages_equal(actual.page_pool[page, head], words, case.config, case.head_dim)
             else:
                 np.testing.assert_array_equal(actual.page_pool[page, head], words)
+
+
+def check_that_ties_go_to_even(attention, group):
+    """Means of two neighbouring bfloat16, each in the middle of the two."""
+    head_dim = 64
+    case = AttentionCase("ties", head_dim=head_dim, past=(0,), new=(2,), group=group)
+    call = attention_call(dataclasses.replace(case, dtype="bfloat16"))
+    lower = 1 + np.arange(head_dim) / 128
+    call.value_BSHD[0, :, 0] = np.stack([lower, lower + 1 / 128])
+    call.query_BSND[:] = 0  # both tokens weigh the same
+    output = run_call(attention, case, call, call.before.copy())
+    expected = (lower + 1 / 256).astype("bfloat16")
+    np.testing.assert_array_equal(output[0, 1], np.broadcast_to(expected, (group, head_dim)))
 
 
 TOKEN_STEPS = ((150,), (1,) * 150, (70, 1, 1, 64, 14), (3, 147))
