@@ -34,8 +34,9 @@ GEAR_DEVICE SplitQuad load_split(ExactRow row, int channel) {
     return {high, round_rest(x, high)};
   }
   uint2 x = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row.elements) + channel);
-  if (row.type == DataType::kBFloat16)
+  if (row.type == DataType::kBFloat16) {
     x = make_uint2(halves_of_bfloat16(x.x), halves_of_bfloat16(x.y));
+  }
   return {{first_halves(x.x, x.y), second_halves(x.x, x.y)}, {0, 0}};
 }
 
