@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from gear_trt.runtime.onnxruntime import (
     session_options,
 )
 from gear_trt.runtime.requirements import CUDA_PROVIDER, require_onnxruntime_cuda
+from gear_trt.spec import ACTIVATION_DTYPES
 
 
 class OnnxRuntimeCudaBackend:
@@ -86,7 +88,7 @@ class OnnxRuntimeCudaBackend:
         """
         try:
             program = OrtProgram(self._session, cache, self._queue)
-            dtype = getattr(torch, logits_dtype(self._session, self._vocab_size))
+            dtype = getattr(torch, logits_dtype(self._session, self._vocab_size, ACTIVATION_DTYPES))
         except FAILURES as error:
             raise load_failure(self._path, str(error)) from None
         programs = Programs(program, None, dtype, self._vocab_size, self._check_faults)
@@ -138,6 +140,8 @@ class OrtProgram:
             raise run_failure(error) from None
 
     def _bind(self, bind: Callable[..., None], name: str, tensor: Tensor) -> None:
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        name_of_dtype = str(tensor.dtype).removeprefix("torch.")
+        # ONNX Runtime takes numpy's types, and the numbers of those that numpy does not have.
+        dtype = TensorProto.BFLOAT16 if tensor.dtype == torch.bfloat16 else name_of_dtype
         shape = tuple(tensor.shape)
         bind(name, self._device.type, self._device.index or 0, dtype, shape, tensor.data_ptr())

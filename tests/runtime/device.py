@@ -7,7 +7,12 @@ import torch
 
 from gear_trt.runtime.device.graph import Limits, Programs
 from gear_trt.runtime.manifest import Manifest
-from gear_trt.runtime.onnxruntime import logits_dtype, open_session, session_options
+from gear_trt.runtime.onnxruntime import (
+    HOST_DTYPES,
+    logits_dtype,
+    open_session,
+    session_options,
+)
 from gear_trt.runtime.onnxruntime_cuda import OrtProgram
 
 QUEUES = {}
@@ -95,7 +100,7 @@ def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=Non
     ]
     return Programs(
         *programs,
-        getattr(torch, logits_dtype(session, manifest.model.vocab_size)),
+        getattr(torch, logits_dtype(session, manifest.model.vocab_size, HOST_DTYPES)),
         manifest.model.vocab_size,
         faults or (lambda: None),
     )

@@ -1,6 +1,6 @@
 // Products with tokens that are held as they are: sinks, the buffer's other rows, the new tokens,
-// and pages of pass-through sides. FP32 rows enter as two halves, bfloat16 rows as one: FP16 holds
-// its eight bits, of numbers below 2^-17 fewer, as the buffer does.
+// and pages of pass-through sides. FP32 rows enter as two halves, bfloat16 rows as one
+// (docs/adr/0026).
 //
 // A lane reads tokens 2g and 2g + 1 of a block of 16, elements 4t .. 4t + 3 of each 16 channels.
 #pragma once
