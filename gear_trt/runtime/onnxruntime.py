@@ -209,7 +209,7 @@ def logits_dtype(
         RuntimeError: It has none of such a type, or of another width than its manifest says.
     """
     found = {output.name: output for output in session.get_outputs()}.get(graph.LOGITS)
-    dtype = None if found is None else _FLOAT_TYPES.get(found.type)
+    dtype = "" if found is None else _FLOAT_TYPES.get(found.type, "")
     if found is None or dtype not in dtypes:
         raise RuntimeError(f"the graph has no output {graph.LOGITS} in {' or '.join(dtypes)}")
     width = found.shape[-1] if found.shape else None

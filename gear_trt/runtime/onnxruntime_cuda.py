@@ -140,8 +140,8 @@ class OrtProgram:
             raise run_failure(error) from None
 
     def _bind(self, bind: Callable[..., None], name: str, tensor: Tensor) -> None:
-        name_of_dtype = str(tensor.dtype).removeprefix("torch.")
-        # ONNX Runtime takes numpy's types, and the numbers of those that numpy does not have.
-        dtype = TensorProto.BFLOAT16 if tensor.dtype == torch.bfloat16 else name_of_dtype
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        # ONNX Runtime knows types by numpy's names, and by ONNX's numbers where numpy has none.
+        element = TensorProto.BFLOAT16 if dtype == "bfloat16" else dtype
         shape = tuple(tensor.shape)
-        bind(name, self._device.type, self._device.index or 0, dtype, shape, tensor.data_ptr())
+        bind(name, self._device.type, self._device.index or 0, element, shape, tensor.data_ptr())

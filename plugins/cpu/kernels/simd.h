@@ -312,7 +312,7 @@ static inline Halves to_halves(Floats x) {
 #endif
 }
 
-// bfloat16 bits of x (core/bfloat16.h).
+// bfloat16 bits of x: nearest, ties to even. A number too large becomes infinite; NaN stays NaN.
 static inline Halves to_bfloat16(Floats x) {
   const Words bits = reinterpret_cast<Words>(x);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
