@@ -7,7 +7,7 @@ import torch
 def as_tensor(array):
     """A tensor with the elements of an array, and with its memory where that is dense."""
     dense = np.ascontiguousarray(array)
-    if dense.dtype == "bfloat16":  # which numpy knows from ml_dtypes, and torch not from numpy
+    if dense.dtype.name == "bfloat16":  # which numpy knows from ml_dtypes, and torch not from numpy
         return torch.from_numpy(dense.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(dense)
 
