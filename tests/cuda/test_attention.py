@@ -29,8 +29,12 @@ SHARP_TOLERANCE = 3e-5
 """Of FP16 prefill with scores 30 times as large, whose keys are rounded once more: 1.04e-5."""
 
 
-def _retyped(case, dtype="float16", **changes):
-    return dataclasses.replace(case, dtype=dtype, name=f"{case.name}-{dtype}", **changes)
+SUFFIXES = {"float16": "half", "bfloat16": "brain"}
+
+
+def _narrow(case, dtype="float16", **changes):
+    name = f"{case.name}-{SUFFIXES[dtype]}"
+    return dataclasses.replace(case, dtype=dtype, name=name, **changes)
 
 
 def _tolerance(case):
@@ -45,7 +49,7 @@ def test_output_and_state_equal_the_reference(case, emulated):
 # Calls of more than 128 rows: the prefill kernel. The table's long calls, with more heads, in FP16;
 # some of them, that have new tokens between all others, in bfloat16.
 PREFILL_CASES = [
-    _retyped(case, dtype, group=8, head_dim=64 if case.head_dim == 80 else case.head_dim)
+    _narrow(case, dtype, group=8, head_dim=64 if case.head_dim == 80 else case.head_dim)
     for case in ATTENTION_CASES
     if max(case.new) > 16 and case.head_dim in (64, 80, 96, 128)
     for dtype in (
@@ -159,7 +163,7 @@ def test_it_is_a_fraction_of_the_quantization_error(bits, sharpness, emulated):
     assert nmse(output, expected) < 0.25 * lost
 
 
-MANY_TOKENS = _retyped(LONG, past=(300, 70), new=(40, 7), group=4)
+MANY_TOKENS = _narrow(LONG, past=(300, 70), new=(40, 7), group=4)
 
 
 @pytest.mark.parametrize("case", [LONG, MANY_TOKENS], ids=str)
