@@ -12,6 +12,7 @@ from gear_trt import c_api
 from gear_trt.spec import CompressionConfig
 from gear_trt.torch import device as device_calls
 from tests.plugins.checks import GUARD_BYTES
+from tests.torch.op import as_array, as_tensor
 
 Array = NDArray[Any]
 
@@ -26,7 +27,7 @@ class Guarded:
         self._raw = torch.full(
             (like.nbytes + 2 * GUARD_BYTES,), _PATTERN, dtype=torch.uint8, device=device
         )
-        values = torch.from_numpy(np.ascontiguousarray(like)).to(device)
+        values = as_tensor(like).to(device)
         inner = self._raw[GUARD_BYTES : GUARD_BYTES + like.nbytes]
         self.tensor = inner.view(values.dtype).view(values.shape)
         self.tensor.copy_(values)
@@ -40,7 +41,7 @@ class Guarded:
         for side in (self._raw[:GUARD_BYTES], self._raw[-GUARD_BYTES:]):
             if not bool((side == _PATTERN).all()):
                 raise AssertionError("the kernels wrote outside an array")
-        self._host[...] = self.tensor.cpu().numpy()
+        self._host[...] = as_array(self.tensor)
 
 
 class DeviceKernels:
@@ -101,10 +102,9 @@ class DeviceKernels:
             )
         }
         read = {"query": query_BSND, "key": key_BSHD, "value": value_BSHD, **indices}
-        tensors = {
-            name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-            for name, array in read.items()
-        } | {name: guarded.tensor for name, guarded in written.items()}
+        tensors = {name: as_tensor(array).to(self._device) for name, array in read.items()} | {
+            name: guarded.tensor for name, guarded in written.items()
+        }
         batch, seq_len, num_heads, head_dim = query_BSND.shape
         shape = c_api.AttentionShape(
             config=config,

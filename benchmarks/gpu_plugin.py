@@ -20,6 +20,7 @@ from gear_trt.spec import CompressionConfig
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
 from tests.plugins.checks import check_attention
 from tests.tensorrt.host import (
+    BF16,
     FLOAT,
     HALF,
     INT32,
@@ -30,17 +31,19 @@ from tests.tensorrt.host import (
     desc,
     dynamic_desc,
 )
+from tests.torch.op import as_tensor
 
 Array = NDArray[Any]
 
 ROWS = (
     "bits-4-4", "bits-3-2", "exact", "rank-2", "outliers-4", "dim-64", "dim-128", "dim-256",
-    "heads-per-kv-head-4", "split", "batch", "prompt", "softcap", "window-20", "half", "paper",
+    "heads-per-kv-head-4", "split", "batch", "prompt", "softcap", "window-20", "half", "brain",
+    "paper",
 )  # fmt: skip
 """Beginnings of the rows that are run: every kernel, all types, several sequences."""
 
 _REPLAYED = AttentionCase("plugin-graph", past=(900, 333), new=(1, 1), kv_heads=2)
-_TYPES = {torch.float32: FLOAT, torch.float16: HALF, torch.int32: INT32}
+_TYPES = {torch.float32: FLOAT, torch.float16: HALF, torch.bfloat16: BF16, torch.int32: INT32}
 _GARBAGE = 0xFF
 
 
@@ -174,7 +177,7 @@ class PluginKernels:
         return out
 
     def _copy(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(np.array(array, order="C")).to(self._device)
+        return as_tensor(array.copy()).to(self._device)
 
     def _plugin(self, node: dict[str, Any]) -> Plugin:
         key = repr(node)

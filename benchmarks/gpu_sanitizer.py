@@ -20,6 +20,7 @@ ROWS = (
     "attention-outliers-2-group-5-new-1",
     "attention-batch-ragged",
     "attention-long-bits-4-4-new-40",
+    "attention-long-bfloat16-bits-4-4-new-40",
     "steps-k4v4-2",
 )
 """Both kernels, decode and prefill, appended and compressed pages; a tool takes seconds a row."""

@@ -69,8 +69,8 @@ def export_model(
         config: How the caches are compressed: all alike, or layer by layer.
         max_context: Longest sequence, tokens; None means what the model's files say.
         tokenizer: Folder of the tokenizer; None means beside the model.
-        dtype: Of a checkpoint's weights and activations: float16 for GPUs. None keeps float16 and
-            makes all else float32.
+        dtype: Of a checkpoint's weights and activations: float16 or bfloat16 for GPUs. None keeps
+            float16 and makes all else float32.
         scale_keys: Run the exported graph once, one layer in memory at a time, and scale the
             channels of keys so that their compression costs less
             (`gear_trt.reference.key_scales`).

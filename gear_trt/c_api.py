@@ -17,6 +17,7 @@ from pathlib import Path
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.spec.config import CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES, layout_hash, page_layout
+from gear_trt.spec.ops import ACTIVATION_DTYPES
 
 ERROR_TEXT = (c_char_p, c_size_t)
 """Types of the last two arguments of every function that can fail."""
@@ -35,7 +36,7 @@ class AttentionCall(ctypes.Structure):
         ("sliding_window", c_int32),
         ("scale", c_float),
         ("softcap", c_float),
-        ("is_float16", c_int32),
+        ("data_type", c_int32),
         ("batch", c_int32),
         ("seq_len", c_int32),
         ("max_pages", c_int32),
@@ -61,7 +62,7 @@ class AttentionShape:
 
     Attributes:
         config: The compression config.
-        dtype: Element type of query, key, value and output: `float32` or `float16`.
+        dtype: Element type of query, key, value and output, one of `ACTIVATION_DTYPES`.
         batch: B.
         seq_len: S.
         num_heads: N.
@@ -134,7 +135,7 @@ def attention_call(
         sliding_window=sliding_window,
         scale=scale,
         softcap=softcap,
-        is_float16=shape.dtype == "float16",
+        data_type=ACTIVATION_DTYPES.index(shape.dtype),
         batch=shape.batch,
         seq_len=shape.seq_len,
         max_pages=shape.max_pages,

@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gear_trt import c_api
+from gear_trt.reference.half import FloatingArray
 from gear_trt.spec.config import CompressionConfig
 from gear_trt.spec.layout import page_layout
+from gear_trt.spec.ops import ACTIVATION_DTYPES
 
 LIBRARY_VARIABLE = "GEAR_LIBRARY"
 """Environment variable: path of a `libgear.so` to use in place of the installed one."""
 
 IntArray = NDArray[np.int32]
-FloatingArray = NDArray[np.float32] | NDArray[np.float16]
 
 _REBUILD = "build it again with `pip install -e .` (needs a C++17 compiler)"
 
@@ -129,7 +130,7 @@ def attention(
     """Attend, then append to the cache in place (`reference.attend`, `ReferenceCache.append`).
 
     Args:
-        query_BSND: [B, S, N, D] float32 or float16, post-RoPE.
+        query_BSND: [B, S, N, D] float32, float16 or bfloat16, post-RoPE.
         key_BSHD: [B, S, H, D], same dtype, post-RoPE.
         value_BSHD: [B, S, H, D], same dtype.
         page_pool: [num_pages, H, page_words] int32; updated.
@@ -156,7 +157,7 @@ def attention(
     batch, seq_len, num_heads, head_dim = query_BSND.shape
     shape = c_api.AttentionShape(
         config=config,
-        dtype="float16" if query_BSND.dtype == np.float16 else "float32",
+        dtype=name if (name := query_BSND.dtype.name) in ACTIVATION_DTYPES else "float32",
         batch=batch,
         seq_len=seq_len,
         num_heads=num_heads,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from zlib import crc32
 
+import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by its name
 import numpy as np
 from numpy.typing import NDArray
 
@@ -262,6 +263,12 @@ def _attention_cases() -> Iterator[AttentionCase]:
         for preset in ("k4v4", "k3v2", "paper-2bit", "exact"):
             config = CompressionConfig.preset(preset)
             yield AttentionCase(f"half-{preset}-new-{new}", config, new=(new,), dtype="float16")
+            yield AttentionCase(f"brain-{preset}-new-{new}", config, new=(new,), dtype="bfloat16")
+    for name, past, new in (
+        ("decode", (0, 63, 200, 132), (1, 1, 1, 1)), ("ragged", (68, 0, 5, 140), (5, 70, 1, 63))
+    ):  # fmt: skip
+        yield AttentionCase(f"brain-{name}", past=past, new=new, kv_heads=2, dtype="bfloat16")
+    yield AttentionCase("brain-dim-80-window", head_dim=80, sliding_window=20, dtype="bfloat16")
     for preset in ("paper-4bit", "paper-2bit"):
         config = CompressionConfig.preset(preset)
         yield AttentionCase(preset, config, head_dim=128, group=4, new=(2,))

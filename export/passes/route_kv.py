@@ -13,8 +13,6 @@ from gear_trt.export.passes.sites import AttentionFacts, HeadTensor, KvSite, Rot
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, CompressionConfig, layout_hash
 
 MICROSOFT_DOMAIN = "com.microsoft"
-_WIDENED = {ir.DataType.BFLOAT16: ir.DataType.FLOAT}
-"""Activations that the op does not take, and a type that holds every one of their values."""
 
 
 def route_kv(
@@ -53,7 +51,6 @@ class _Router:
         heads, head_dim = site.facts, site.facts.head_dim
         self._query_width = heads.num_heads * head_dim
         self._key_width = heads.num_kv_heads * head_dim
-        self._op_dtype = _WIDENED.get(site.dtype, site.dtype)
 
     def route(
         self, layer: int, config: CompressionConfig, shared: SharedInputs, positions: Positions
@@ -61,14 +58,14 @@ class _Router:
         state = layer_state(layer, self._site.facts, config)
         query_BSM, key_BSM, value_BSM = self._operands(positions)
         output_BSM = ir.val(
-            f"gear_attention.{layer}", self._op_dtype, ("B", "S", self._query_width)
+            f"gear_attention.{layer}", self._site.dtype, ("B", "S", self._query_width)
         )
         self._tape.op_multi_out(
             GEAR_ATTENTION.name,
             [
-                self._cast(query_BSM, self._op_dtype),
-                self._cast(key_BSM, self._op_dtype),
-                self._cast(value_BSM, self._op_dtype),
+                query_BSM,
+                key_BSM,
+                value_BSM,
                 state.page_pool,
                 state.residual_buffer,
                 shared.page_table,
@@ -81,13 +78,8 @@ class _Router:
             domain=DOMAIN,
             name=f"{GEAR_ATTENTION.name}.{layer}",
         )
-        self._replace_output(self._cast(output_BSM, self._site.dtype))
+        self._replace_output(output_BSM)
         return state
-
-    def _cast(self, value_BSM: ir.Value, dtype: ir.DataType) -> ir.Value:
-        if self._op_dtype == self._site.dtype:
-            return value_BSM
-        return typed(self._tape.op("Cast", [value_BSM], {"to": dtype}), dtype, value_BSM.shape)
 
     def _operands(self, positions: Positions) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return query, key and value as [B, S, heads · D], rotated."""

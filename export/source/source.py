@@ -12,7 +12,7 @@ import onnx_ir as ir
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.export.source.facts import SourceFacts
 
-Dtype = Literal["float32", "float16"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 """Type that the weights and activations of a checkpoint get."""
 
 

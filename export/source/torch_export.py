@@ -55,7 +55,8 @@ def _rope_types(parameters: dict[str, Any]) -> list[str]:
 def export_dtype(config: PreTrainedConfig, wanted: Dtype | None) -> torch.dtype:
     """Return the type that is wanted, else float16 for float16 models and float32 for others."""
     if wanted is not None:
-        return torch.float16 if wanted == "float16" else torch.float32
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
     return torch.float16 if config.dtype == torch.float16 else torch.float32
 
 

@@ -12,7 +12,11 @@ from gear_trt.runtime.manifest import LayerFacts
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, graph, layout_hash
 from gear_trt.spec.ops import LAYOUT_HASH_KEY, OPSET_VERSION
 
-ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
 SHARED = (graph.PAGE_TABLE, graph.SLOTS, graph.PAST_LENGTHS, graph.NEW_LENGTHS)
 TOKENS = ("query", "key", "value")
 OUTPUT = "output"

@@ -116,10 +116,10 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16"] | None,
+        Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(
             help="Type of a checkpoint's weights and activations; GPUs are at their best with "
-            "float16.",
+            "float16 and bfloat16, CPUs do not run bfloat16.",
             rich_help_panel=_MODEL,
             show_default="float16 stays, else float32",
         ),

@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gear_trt.reference.cache import IntArray, ReferenceCache, num_pages
-from gear_trt.reference.half import FloatArray
+from gear_trt.reference.half import FloatArray, FloatingArray
 from gear_trt.reference.page import decompress_page
 
 
 def attend(
-    query_BSND: FloatArray,
-    key_BSHD: FloatArray,
-    value_BSHD: FloatArray,
+    query_BSND: FloatingArray,
+    key_BSHD: FloatingArray,
+    value_BSHD: FloatingArray,
     cache: ReferenceCache,
     *,
     page_table: IntArray,
@@ -23,13 +23,13 @@ def attend(
     scale: float,
     softcap: float = 0.0,
     sliding_window: int = 0,
-) -> FloatArray:
+) -> FloatingArray:
     """Attend causally; the cache is read, not changed.
 
     Args:
-        query_BSND: [B, S, N, D] float32, post-RoPE; N = G · H.
-        key_BSHD: [B, S, H, D] float32, post-RoPE: the new tokens, seen exactly.
-        value_BSHD: [B, S, H, D] float32.
+        query_BSND: [B, S, N, D] float32, float16 or bfloat16, post-RoPE; N = G · H.
+        key_BSHD: [B, S, H, D], same dtype, post-RoPE: the new tokens, seen exactly.
+        value_BSHD: [B, S, H, D], same dtype.
         cache: State before the new tokens are appended.
         page_table: [B, max_pages] page ids.
         slots: [B] buffer rows.
@@ -40,8 +40,13 @@ def attend(
         sliding_window: Newest tokens that a query sees, itself included; 0 means all.
 
     Returns:
-        [B, S, N, D] float32; rows at and beyond new_lengths are 0.
+        [B, S, N, D] of the query's dtype, rounded once, to nearest even; rows at and beyond
+        new_lengths are 0.
     """
+    dtype = query_BSND.dtype
+    query_BSND, key_BSHD, value_BSHD = (
+        side.astype(np.float32) for side in (query_BSND, key_BSHD, value_BSHD)
+    )
     output_BSND = np.zeros_like(query_BSND)
     group = query_BSND.shape[2] // key_BSHD.shape[2]
     for b, new in enumerate(new_lengths):
@@ -58,7 +63,7 @@ def attend(
                 for n in range(head * group, (head + 1) * group):
                     scores = _scores(query_BSND[b, s, n], keys_TD[visible], scale, softcap)
                     output_BSND[b, s, n] = _softmax(scores) @ values_TD[visible]
-    return output_BSND
+    return output_BSND.astype(dtype)
 
 
 def decompress_sequence(

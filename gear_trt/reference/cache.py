@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gear_trt.reference.half import FloatArray
+from gear_trt.reference.half import FloatingArray
 from gear_trt.reference.page import compress_page
 from gear_trt.spec.config import CompressionConfig
 from gear_trt.spec.layout import page_layout
@@ -44,8 +44,8 @@ class ReferenceCache:
 
     def append(
         self,
-        key_BSHD: FloatArray,
-        value_BSHD: FloatArray,
+        key_BSHD: FloatingArray,
+        value_BSHD: FloatingArray,
         *,
         page_table: IntArray,
         slots: IntArray,
@@ -55,8 +55,9 @@ class ReferenceCache:
         """Append the valid new tokens of every sequence; compress each chunk that became full.
 
         Args:
-            key_BSHD: [B, S, H, D] float32, post-RoPE.
-            value_BSHD: [B, S, H, D] float32.
+            key_BSHD: [B, S, H, D] float32, float16 or bfloat16, post-RoPE; rounded as the buffer
+                rounds.
+            value_BSHD: [B, S, H, D], same dtype.
             page_table: [B, max_pages] page ids.
             slots: [B] buffer rows.
             past_lengths: [B] tokens before this call.

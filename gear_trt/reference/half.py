@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
+FloatingArray = NDArray[np.floating[Any]]
+"""float32, float16, or `ml_dtypes.bfloat16`, which numpy's types do not know."""
 
 HALF_MAX = np.float32(65504.0)
 

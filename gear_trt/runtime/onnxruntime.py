@@ -45,7 +45,13 @@ _NO_CUDA = re.compile(
     rf"kernel for {DOMAIN}\.{GEAR_ATTENTION.name}\(\d+\) .*ep:'CPUExecutionProvider'"
 )
 EXPORT_AGAIN = "export the model again with `gear-export`"
-_FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+HOST_DTYPES = ("float32", "float16")
+"""Types of logits that numpy has."""
+_FLOAT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+}
 
 
 class OnnxRuntimeBackend:
@@ -102,7 +108,7 @@ class OrtBoundGraph:
         self._cache = cache  # keeps the bound memory alive
         self._binding: Any = session.io_binding()
         self._vocab_size = vocab_size
-        self._logits_dtype = logits_dtype(session, vocab_size)
+        self._logits_dtype = logits_dtype(session, vocab_size, HOST_DTYPES)
         for (input_name, output_name), array in state_names(cache):
             _bind(self._binding.bind_input, input_name, array)
             _bind(self._binding.bind_output, output_name, array)
@@ -196,19 +202,24 @@ def session_options(threads: int, library: Path | None = None) -> ort.SessionOpt
     return options
 
 
-def logits_dtype(session: Any, vocab_size: int) -> str:  # noqa: ANN401 - untyped, as is the binding
-    """Return the element type of a graph's logits, as numpy names it.
+def logits_dtype(
+    session: Any,  # noqa: ANN401 - untyped, as is the binding
+    vocab_size: int,
+    dtypes: Sequence[str],
+) -> str:
+    """Return the element type of a graph's logits: one of `dtypes`.
 
     Raises:
-        RuntimeError: It has none of a float type, or of another width than its manifest says.
+        RuntimeError: It has none of such a type, or of another width than its manifest says.
     """
     found = {output.name: output for output in session.get_outputs()}.get(graph.LOGITS)
-    if found is None or found.type not in _FLOAT_TYPES:
-        raise RuntimeError(f"the graph has no output {graph.LOGITS} of a float type")
+    dtype = "" if found is None else _FLOAT_TYPES.get(found.type, "")
+    if found is None or dtype not in dtypes:
+        raise RuntimeError(f"the graph has no output {graph.LOGITS} in {' or '.join(dtypes)}")
     width = found.shape[-1] if found.shape else None
     if isinstance(width, int) and width != vocab_size:
         raise RuntimeError(f"the graph has {width} logits, its manifest says {vocab_size}")
-    return _FLOAT_TYPES[found.type]
+    return dtype
 
 
 def load_failure(path: Path, text: str) -> GearError:

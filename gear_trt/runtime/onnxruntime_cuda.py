@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from gear_trt.runtime.onnxruntime import (
     session_options,
 )
 from gear_trt.runtime.requirements import CUDA_PROVIDER, require_onnxruntime_cuda
+from gear_trt.spec import ACTIVATION_DTYPES
 
 
 class OnnxRuntimeCudaBackend:
@@ -91,7 +93,7 @@ class OnnxRuntimeCudaBackend:
         """
         try:
             program = OrtProgram(self._session, cache, self._queue)
-            dtype = getattr(torch, logits_dtype(self._session, self._vocab_size))
+            dtype = getattr(torch, logits_dtype(self._session, self._vocab_size, ACTIVATION_DTYPES))
         except FAILURES as error:
             raise load_failure(self._path, str(error)) from None
         programs = Programs(program, None, dtype, self._vocab_size, self._check_faults)
@@ -144,5 +146,7 @@ class OrtProgram:
 
     def _bind(self, bind: Callable[..., None], name: str, tensor: Tensor) -> None:
         dtype = str(tensor.dtype).removeprefix("torch.")
+        # ONNX Runtime knows types by numpy's names, and by ONNX's numbers where numpy has none.
+        element = TensorProto.BFLOAT16 if dtype == "bfloat16" else dtype
         shape = tuple(tensor.shape)
-        bind(name, self._device.type, self._device.index or 0, dtype, shape, tensor.data_ptr())
+        bind(name, self._device.type, self._device.index or 0, element, shape, tensor.data_ptr())

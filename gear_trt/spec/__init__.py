@@ -3,9 +3,10 @@
 from gear_trt.spec.config import DEFAULT_PRESET, PRESETS, CompressionConfig
 from gear_trt.spec.layout import PageLayout, bits_per_element, layout_hash, page_layout
 from gear_trt.spec.model_config import ModelConfig
-from gear_trt.spec.ops import DOMAIN, GEAR_ATTENTION, OpSpec
+from gear_trt.spec.ops import ACTIVATION_DTYPES, DOMAIN, GEAR_ATTENTION, OpSpec
 
 __all__ = [
+    "ACTIVATION_DTYPES",
     "DEFAULT_PRESET",
     "DOMAIN",
     "GEAR_ATTENTION",

@@ -13,11 +13,18 @@ from pathlib import Path
 
 from gear_trt.spec import layout as spec
 from gear_trt.spec.docs import errors_page, layout_page, layout_picture, ops_page
-from gear_trt.spec.ops import DOMAIN, GEAR_ATTENTION, OPSET_VERSION, AttributeSpec
+from gear_trt.spec.ops import (
+    ACTIVATION_DTYPES,
+    DOMAIN,
+    GEAR_ATTENTION,
+    OPSET_VERSION,
+    AttributeSpec,
+)
 
 HEADER = Path("plugins/include/gear/generated/spec.h")
 
 _CPP_TYPES = {"int": "int", "float": "float"}
+_CPP_DTYPES = {"float32": "kFloat32", "float16": "kFloat16", "bfloat16": "kBFloat16"}
 _CPP_ELEMENTS = {"int32": "kInt32", "T": "kActivation", "R": "kBuffer"}
 
 
@@ -57,6 +64,8 @@ def _header() -> Iterator[str]:
     yield f"inline constexpr int kHeadDimMultiple = {spec.HEAD_DIM_MULTIPLE};"
     yield f"inline constexpr int kMaxHeadDim = {spec.MAX_HEAD_DIM};"
     yield ""
+    yield from _data_type()
+    yield ""
     yield from _page_config()
     yield ""
     yield from _page_layout()
@@ -66,6 +75,13 @@ def _header() -> Iterator[str]:
     yield from _op()
     yield ""
     yield "}  // namespace gear"
+
+
+def _data_type() -> Iterator[str]:
+    yield "// Of activations: the numbers of GearAttentionCall::data_type."
+    names = ", ".join(_CPP_DTYPES[dtype] for dtype in ACTIVATION_DTYPES)
+    yield f"enum class DataType : int32_t {{ {names} }};"
+    yield f"inline constexpr int kDataTypeCount = {len(ACTIVATION_DTYPES)};"
 
 
 def _page_config() -> Iterator[str]:

@@ -20,7 +20,7 @@ from gear_trt.spec.layout import (
     layout_hash,
     page_layout,
 )
-from gear_trt.spec.ops import OPS, OpSpec, TensorSpec
+from gear_trt.spec.ops import ACTIVATION_DTYPES, OPS, OpSpec, TensorSpec
 
 
 def _generated_from(source: str) -> str:
@@ -190,12 +190,13 @@ def _op_section(op: OpSpec) -> str:
         )
         for item in op.attributes
     ]
+    *others, last = ACTIVATION_DTYPES
     return f"""## `gear::{op.name}` version {op.version}
 
 {op.doc}
 
-Types: `T` is float32 or float16 (activations), `R` is float16, or float32 where the config stores
-32 bits (residual buffer).
+Types: `T` is {", ".join(others)} or {last} (activations), `R` is float16, or float32 where the
+config stores 32 bits (residual buffer).
 
 ### Inputs
 

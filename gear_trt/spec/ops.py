@@ -9,6 +9,8 @@ from gear_trt.spec.config import CompressionConfig
 DOMAIN = "gear"
 """ONNX domain, TensorRT plugin namespace and torch library of every op."""
 OPSET_VERSION = 1
+ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+"""Types that activations may have; their places are their numbers in the C interface."""
 LAYOUT_HASH_KEY = "gear.layout_hash"
 """Key of the layout hash in ONNX `metadata_props`."""
 
@@ -17,8 +19,8 @@ LAYOUT_HASH_KEY = "gear.layout_hash"
 class TensorSpec:
     """One input or output: `shape` names axes.
 
-    `dtype` is `int32`, `T` (activations: float32 or float16), or `R` (residual buffer: float16,
-    and float32 where the config stores 32 bits).
+    `dtype` is `int32`, `T` (activations: one of `ACTIVATION_DTYPES`), or `R` (residual buffer:
+    float16, and float32 where the config stores 32 bits).
     """
 
     name: str

@@ -19,6 +19,7 @@ from gear_trt.torch.layer import GearLayer
 from gear_trt.torch.padding import NewTokens, Padding
 from gear_trt.torch.scaling import check_values
 from gear_trt.torch.support import check_architecture, check_call, check_mask, refuse
+from gear_trt.torch.tensors import ACTIVATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,8 @@ class GearCache(Cache):
     """A cache for `generate` and `forward` that holds compressed pages, never all keys and values.
 
     Works with batches of unequal length (a 2-D attention mask, padding on any side), beam search
-    (beams share pages), sliding windows and soft caps. On CPUs and GPUs alike; activations in
-    bfloat16 are computed in float32.
+    (beams share pages), sliding windows and soft caps. On CPUs and GPUs alike, in float32, float16
+    and bfloat16.
 
     Args:
         config: Config of a model that was loaded with `attn_implementation="gear"`.
@@ -157,7 +158,7 @@ def _attention(
     if dropout:
         refuse("it drops attention weights at random; call model.eval()")
     new = _new_tokens(layer, attention_mask, query_BNSD)
-    dtype = torch.float16 if query_BNSD.dtype == torch.float16 else torch.float32
+    dtype = query_BNSD.dtype if query_BNSD.dtype in ACTIVATIONS else torch.float32
     query_BSND, key_BSHD, value_BSHD = (
         new.pack(tensor.transpose(1, 2)).to(dtype) for tensor in (query_BNSD, key_BHSD, value_BHSD)
     )

@@ -124,7 +124,7 @@ class GearLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformer
         """Attend, then append (`gear_trt.torch.attention`).
 
         Args:
-            query_BSND: [B, S, N, D] float32 or float16; tokens of every sequence first.
+            query_BSND: [B, S, N, D] float32, float16 or bfloat16; tokens of every sequence first.
             key_BSHD: [B, S, H, D], likewise.
             value_BSHD: [B, S, H, D], likewise.
             new: How many tokens each sequence has, now and before.

@@ -12,7 +12,7 @@ from gear_trt import c_api, native
 from gear_trt.spec import DOMAIN, GEAR_ATTENTION, CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES
 from gear_trt.torch import device
-from gear_trt.torch.tensors import check_tensor
+from gear_trt.torch.tensors import ACTIVATIONS, check_tensor
 
 _ARRAYS = tuple(tensor.name for tensor in GEAR_ATTENTION.inputs)
 _STATE = tuple(tensor.alias_of for tensor in GEAR_ATTENTION.outputs if tensor.alias_of)
@@ -43,8 +43,8 @@ def attention(
     can be captured in a graph once the capturing stream has made a call of the same sizes.
 
     Args:
-        query_BSND: [B, S, N, D] float32 or float16, post-RoPE; all tensors are contiguous and on
-            one device.
+        query_BSND: [B, S, N, D] float32, float16 or bfloat16, post-RoPE; all tensors are
+            contiguous and on one device.
         key_BSHD: [B, S, H, D], same dtype, post-RoPE.
         value_BSHD: [B, S, H, D], same dtype.
         page_pool: [num_pages, H, page_words] int32; updated.
@@ -147,7 +147,7 @@ def _shape(arguments: _Arguments) -> c_api.AttentionShape:
         config=CompressionConfig.checked(
             dict(zip(CONFIG_VARIABLES, arguments.config, strict=True))
         ),
-        dtype="float16" if arguments.query.dtype == torch.float16 else "float32",
+        dtype=ACTIVATIONS.get(arguments.query.dtype, "float32"),
         batch=batch,
         seq_len=seq_len,
         num_heads=num_heads,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
+from gear_trt.spec import ACTIVATION_DTYPES
+
+ACTIVATIONS = {getattr(torch, name): name for name in ACTIVATION_DTYPES}
+"""Types that the op takes, and their names."""
+_DTYPES = {"int32": torch.int32} | {name: dtype for dtype, name in ACTIVATIONS.items()}
 
 
 def check_tensor(

@@ -36,6 +36,12 @@ inline PageConfig read_config(const int32_t* members) {
   return config;
 }
 
+inline Error check_data_type(const GearAttentionCall& call) {
+  if (call.data_type >= 0 && call.data_type < kDataTypeCount) return {};
+  return "data_type is " + std::to_string(call.data_type) + ", must be in 0.." +
+         std::to_string(kDataTypeCount - 1);
+}
+
 inline AttentionArgs read_call(const GearAttentionCall& call) {
   AttentionArgs args{};
   args.attributes.page = read_config(call.page_config);
@@ -45,7 +51,7 @@ inline AttentionArgs read_call(const GearAttentionCall& call) {
   args.attributes.scale = call.scale;
   args.attributes.softcap = call.softcap;
   args.attributes.sliding_window = call.sliding_window;
-  args.data_type = call.is_float16 ? DataType::kFloat16 : DataType::kFloat32;
+  args.data_type = static_cast<DataType>(call.data_type);
   args.batch = call.batch;
   args.seq_len = call.seq_len;
   args.max_pages = call.max_pages;
@@ -74,7 +80,7 @@ inline GearAttentionCall write_call(const AttentionArgs& args) {
   call.sliding_window = args.attributes.sliding_window;
   call.scale = args.attributes.scale;
   call.softcap = args.attributes.softcap;
-  call.is_float16 = args.data_type == DataType::kFloat16;
+  call.data_type = static_cast<int32_t>(args.data_type);
   call.batch = args.batch;
   call.seq_len = args.seq_len;
   call.max_pages = args.max_pages;

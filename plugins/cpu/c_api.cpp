@@ -62,6 +62,7 @@ int gear_compress_page(const int32_t* page_config, const void* keys, const void*
 
 int gear_attention(const GearAttentionCall* call, char* error, size_t error_size) {
   return gear::reported(error, error_size, [&] {
+    if (gear::Error refused = gear::check_data_type(*call); !refused.empty()) return refused;
     int num_threads = call->num_threads;
     const gear::ParallelFor parallel_for{&num_threads, num_threads, &gear::cpu::run_on_threads};
     return gear::cpu::attention(gear::read_call(*call), parallel_for);

@@ -4,8 +4,8 @@
 #include <cfloat>
 #include <vector>
 
+#include "core/bfloat16.h"
 #include "core/data_errors.h"
-#include "core/half.h"
 
 namespace gear::cpu {
 namespace {
@@ -64,8 +64,9 @@ Error check_writes(const Call& call) {
 }
 
 float element(const void* elements, DataType type, int64_t index) {
-  return type == DataType::kFloat32 ? static_cast<const float*>(elements)[index]
-                                    : half_to_float(static_cast<const uint16_t*>(elements)[index]);
+  if (type == DataType::kFloat32) return static_cast<const float*>(elements)[index];
+  const uint16_t bits = static_cast<const uint16_t*>(elements)[index];
+  return type == DataType::kFloat16 ? half_to_float(bits) : bfloat16_to_float(bits);
 }
 
 Error check_values(const Call& call, const Kernels& kernels, int sequence, const char* name,

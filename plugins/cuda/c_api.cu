@@ -84,6 +84,7 @@ const char* gear_cuda_layout_hash(void) { return gear::kLayoutHash; }
 const char* gear_cuda_build_info(void) { return gear::cuda::build_info(); }
 
 size_t gear_cuda_workspace_bytes(const GearAttentionCall* call) {
+  if (!gear::check_data_type(*call).empty()) return 0;
   const gear::cuda::Call made = gear::cuda::make_call(gear::read_call(*call));
   return gear::cuda::check_call(made).empty() ? gear::cuda::workspace_bytes(made) : 0;
 }
@@ -91,6 +92,7 @@ size_t gear_cuda_workspace_bytes(const GearAttentionCall* call) {
 int gear_cuda_attention(const GearAttentionCall* call, void* workspace, size_t workspace_bytes,
                         float* log_sum_exp, void* stream, char* error, size_t error_size) {
   return gear::reported(error, error_size, [&] {
+    if (gear::Error refused = gear::check_data_type(*call); !refused.empty()) return refused;
     return gear::cuda::attention(gear::read_call(*call), workspace, workspace_bytes, log_sum_exp,
                                  static_cast<gear::cuda::Stream>(stream));
   });

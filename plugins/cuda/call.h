@@ -3,7 +3,7 @@
 // be captured in a graph.
 #pragma once
 
-#include "core/half.h"
+#include "core/bfloat16.h"
 #include "core/positions.h"
 #include "cuda/device.h"
 #include "cuda/status.h"
@@ -90,6 +90,10 @@ GEAR_DEVICE float4 load4(const void* elements, DataType type, int64_t index) {
   }
   const uint2 words =
       *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(elements) + index);
+  if (type == DataType::kBFloat16) {
+    return make_float4(first_bfloat16(words.x), second_bfloat16(words.x), first_bfloat16(words.y),
+                       second_bfloat16(words.y));
+  }
   return make_float4(half_to_float(static_cast<uint16_t>(words.x)),
                      half_to_float(static_cast<uint16_t>(words.x >> 16)),
                      half_to_float(static_cast<uint16_t>(words.y)),
@@ -101,9 +105,14 @@ GEAR_DEVICE void store4(void* elements, DataType type, int64_t index, float4 x) 
     *reinterpret_cast<float4*>(static_cast<float*>(elements) + index) = x;
     return;
   }
+  auto* words = reinterpret_cast<uint2*>(static_cast<uint16_t*>(elements) + index);
+  if (type == DataType::kBFloat16) {
+    *words = make_uint2(pack_bfloat16(x.x, x.y), pack_bfloat16(x.z, x.w));
+    return;
+  }
   const uint32_t low = half_nearest(x.x) | static_cast<uint32_t>(half_nearest(x.y)) << 16;
   const uint32_t high = half_nearest(x.z) | static_cast<uint32_t>(half_nearest(x.w)) << 16;
-  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(elements) + index) = make_uint2(low, high);
+  *words = make_uint2(low, high);
 }
 
 }  // namespace gear::cuda

@@ -126,6 +126,13 @@ GEAR_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   return result;
 }
 
+// The nearest bfloat16, ties to even, of two numbers; the first one in the low bits.
+GEAR_DEVICE uint32_t pack_bfloat16(float first, float second) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+
 // 2^x to about 2 ulp; 0 for −infinity.
 GEAR_DEVICE float fast_exp2(float x) {
   float result;

@@ -48,8 +48,15 @@ class AttentionOp : public OrtCustomOp {
   }
 
   static ONNXTensorElementDataType element_type(DataType type) {
-    return type == DataType::kFloat32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                      : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    switch (type) {
+      case DataType::kFloat32:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+      case DataType::kFloat16:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+      case DataType::kBFloat16:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    }
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   }
 
   static ONNXTensorElementDataType input_type(const OrtCustomOp* op, size_t index) {
@@ -94,11 +101,13 @@ class AttentionOp : public OrtCustomOp {
 // Made once per process and shared by all sessions; sessions keep pointers to it until they end.
 template <typename Provider>
 OrtCustomOpDomain* domain(const OrtApi& api) {
-  static const std::array<AttentionOp<Provider>, 4> ops = {
+  static const std::array<AttentionOp<Provider>, 6> ops = {
       AttentionOp<Provider>(DataType::kFloat32, DataType::kFloat16),
       AttentionOp<Provider>(DataType::kFloat16, DataType::kFloat16),
+      AttentionOp<Provider>(DataType::kBFloat16, DataType::kFloat16),
       AttentionOp<Provider>(DataType::kFloat32, DataType::kFloat32),
       AttentionOp<Provider>(DataType::kFloat16, DataType::kFloat32),
+      AttentionOp<Provider>(DataType::kBFloat16, DataType::kFloat32),
   };
   static OrtCustomOpDomain* const made = [&api] {
     OrtCustomOpDomain* created = nullptr;

@@ -242,8 +242,9 @@ Error AttentionPlugin::check(const Desc* in, int num_inputs, const Desc* out, in
   }
   args = {};
   args.attributes = attributes_;
-  args.data_type =
-      activation == DataType::kHALF ? gear::DataType::kFloat16 : gear::DataType::kFloat32;
+  args.data_type = activation == DataType::kHALF   ? gear::DataType::kFloat16
+                   : activation == DataType::kBF16 ? gear::DataType::kBFloat16
+                                                   : gear::DataType::kFloat32;
   args.batch = static_cast<int>(sizes[op::Axis::kB]);
   args.seq_len = static_cast<int>(sizes[op::Axis::kS]);
   args.max_pages = static_cast<int>(sizes[op::Axis::kMaxPages]);

@@ -23,6 +23,10 @@ std::string type_name(DataType type) {
   return has_name ? kTypeNames[number] : "type " + std::to_string(number);
 }
 
+bool is_activation(DataType type) {
+  return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
+}
+
 std::string shape_text(const Dims& dims) {
   std::string text;
   for (int i = 0; i < dims.nbDims; ++i) {
@@ -68,10 +72,9 @@ Error TensorChecks::check_counts(int inputs, int outputs) {
 }
 
 Error TensorChecks::check_type(int index, DataType type, DataType activation) const {
-  const bool is_floating = activation == DataType::kFLOAT || activation == DataType::kHALF;
-  if (tensor(index).element == Element::kActivation && !is_floating) {
+  if (tensor(index).element == Element::kActivation && !is_activation(activation)) {
     return std::string(tensor(index).name) + " has type " + type_name(type) +
-           ", expected FLOAT or HALF";
+           ", expected FLOAT, HALF or BF16";
   }
   const DataType expected = type_of(index, activation);
   if (type == expected) return {};

@@ -190,6 +190,12 @@ void test_half() {
   expect(__byte_perm(0x33221100, 0x77665544, 0x7410) == 0x77441100, "byte_perm");
 }
 
+void test_bfloat16() {
+  // 1 + 2^-8 lies between 1 and 1 + 2^-7.
+  expect(pack_bfloat16(1 + 0x1p-8f, 1 + 3 * 0x1p-8f) == 0x3f823f80, "ties go to even");
+  expect(pack_bfloat16(-0x1.fffffep127f, NAN) == 0x7fffff80, "overflow is infinite, NaN is NaN");
+}
+
 __global__ void early_exit() {
   if (threadIdx.x == 3) return;
   __syncthreads();
@@ -316,6 +322,7 @@ const struct {
     {"movmatrix", test_movmatrix},
     {"cp_async", test_cp_async},
     {"half", test_half},
+    {"bfloat16", test_bfloat16},
     {"neighbours_of_a_warp", test_read_neighbour<sync_warp, 32>},
     {"neighbours_of_a_block", test_read_neighbour<sync_block, 128>},
     {"hand_on", test_hand_on<kRight>},

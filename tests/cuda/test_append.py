@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from gear_trt import cuda
+from gear_trt import c_api, cuda
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
 from tests.plugins.checks import (
     TOKEN_STEPS,
     assert_states_equal,
     check_that_steps_do_not_matter,
+    run_call,
     run_guarded,
 )
-from tests.plugins.test_errors import CASE, REFUSALS, with_idle_rows
+from tests.plugins.test_errors import BEYOND_HALF, CASE, REFUSALS, beyond_half, with_idle_rows
 
 ONLY_THE_HOST_SEES = ("slot-shared", "page-shared")
 """Faults between sequences: a kernel would have to compare them all."""
@@ -55,6 +56,35 @@ def test_a_fault_is_reported_in_the_words_of_the_cpu(name, emulated, thread_orde
         np.testing.assert_array_equal(
             state.residual_buffer[slot], call.after.residual_buffer[slot], f"sequence {b}"
         )
+
+
+@pytest.mark.parametrize("group", [2, 64], ids=["decode", "prefill"])
+def test_bfloat16_that_half_cannot_hold(group, emulated):
+    case, call = beyond_half(group)
+    state = call.before.copy()
+    with pytest.raises(ValueError, match=BEYOND_HALF):
+        run_call(emulated.attention, case, call, state)
+    before = call.before.residual_buffer
+    changed = np.flatnonzero((state.residual_buffer != before) & ~np.isnan(before))
+    assert changed.size
+    assert np.isfinite(state.residual_buffer.ravel()[changed]).all()
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_types_without_a_number_are_refused(number, emulated, monkeypatch):
+    case = AttentionCase("number", past=(3,))
+    fill_in = c_api.attention_call
+
+    def with_number(*arguments, **options):
+        call = fill_in(*arguments, **options)
+        call.data_type = number
+        assert cuda.workspace_bytes(call) == 0
+        return call
+
+    monkeypatch.setattr(c_api, "attention_call", with_number)
+    call = attention_call(case)
+    with pytest.raises(ValueError, match=rf"data_type is {number}, must be in 0\.\.2"):
+        run_call(emulated.attention, case, call, call.before.copy())
 
 
 def test_idle_rows_may_hold_anything(emulated):

@@ -9,37 +9,66 @@ from gear_trt import reference
 from gear_trt.reference.attention import decompress_sequence
 from gear_trt.spec import CompressionConfig
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
-from tests.plugins.checks import check_attention, nmse, run_call, run_guarded
+from tests.plugins.checks import (
+    check_attention,
+    check_that_ties_go_to_even,
+    nmse,
+    run_call,
+    run_guarded,
+)
 
 TOLERANCE = 2e-6
 """Largest NMSE. Operands of tensor cores are FP16, so that a score is off by about 2^-12 of what
 varies inside its group; the worst row of the table measures 5.4e-7. `test_it_is_a_fraction...`
 holds it against the quantization error."""
 
+ROUNDING = {"bfloat16": 4e-6}
+"""Added to it for outputs of a type that rounds more than the kernels do."""
+
 SHARP_TOLERANCE = 3e-5
 """Of FP16 prefill with scores 30 times as large, whose keys are rounded once more: 1.04e-5."""
 
 
-def _half(case, **changes):
-    return dataclasses.replace(case, dtype="float16", name=f"{case.name}-half", **changes)
+SUFFIXES = {"float16": "half", "bfloat16": "brain"}
+
+
+def _narrow(case, dtype="float16", **changes):
+    name = f"{case.name}-{SUFFIXES[dtype]}"
+    return dataclasses.replace(case, dtype=dtype, name=name, **changes)
+
+
+def _tolerance(case):
+    return TOLERANCE + ROUNDING.get(case.dtype, 0.0)
 
 
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
 def test_output_and_state_equal_the_reference(case, emulated):
-    check_attention(emulated.attention, case, TOLERANCE)
+    check_attention(emulated.attention, case, _tolerance(case))
 
 
-# FP16 calls of more than 128 rows: the prefill kernel. The table's long calls, with more heads.
+# Calls of more than 128 rows: the prefill kernel. The table's long calls, with more heads, in FP16;
+# some of them, that have new tokens between all others, in bfloat16.
 PREFILL_CASES = [
-    _half(case, group=8, head_dim=64 if case.head_dim == 80 else case.head_dim)
+    _narrow(case, dtype, group=8, head_dim=64 if case.head_dim == 80 else case.head_dim)
     for case in ATTENTION_CASES
     if max(case.new) > 16 and case.head_dim in (64, 80, 96, 128)
+    for dtype in (
+        ("float16", "bfloat16")
+        if case.name.startswith(("brain", "dim", "window", "batch", "prompt-130", "softcap"))
+        else ("float16",)
+    )
 ]
 
 
 @pytest.mark.parametrize("case", PREFILL_CASES, ids=str)
 def test_prefill_equals_the_reference(case, emulated):
-    check_attention(emulated.attention, case, SHARP_TOLERANCE if case.sharpness > 4 else TOLERANCE)
+    tolerance = SHARP_TOLERANCE if case.sharpness > 4 else _tolerance(case)
+    check_attention(emulated.attention, case, tolerance)
+
+
+@pytest.mark.parametrize("group", [2, 80], ids=["decode", "prefill"])
+def test_bfloat16_is_rounded_to_nearest_even(group, emulated):
+    check_that_ties_go_to_even(emulated.attention, group)
 
 
 @pytest.mark.parametrize("new", range(2, 17))
@@ -134,7 +163,10 @@ def test_it_is_a_fraction_of_the_quantization_error(bits, sharpness, emulated):
     assert nmse(output, expected) < 0.25 * lost
 
 
-@pytest.mark.parametrize("case", [LONG, _half(LONG, past=(300, 70), new=(40, 7), group=4)], ids=str)
+MANY_TOKENS = _narrow(LONG, past=(300, 70), new=(40, 7), group=4)
+
+
+@pytest.mark.parametrize("case", [LONG, MANY_TOKENS], ids=str)
 def test_log_sum_exp(case, emulated):
     call = attention_call(case)
     batch, seq_len, heads, dim = call.query_BSND.shape

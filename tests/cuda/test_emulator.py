@@ -9,7 +9,7 @@ import pytest
 from tests.cuda.build import emulated_build
 
 RIGHT = (
-    "block_sums", "collectives", "last_block", "mma", "movmatrix", "cp_async", "half",
+    "block_sums", "collectives", "last_block", "mma", "movmatrix", "cp_async", "half", "bfloat16",
     "neighbours_of_a_warp", "neighbours_of_a_block", "hand_on",
 )  # fmt: skip
 

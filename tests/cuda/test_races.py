@@ -24,7 +24,9 @@ DECODED = (
     "rank-8-factors-4-new-1", "outliers-4-group-3-new-1", "rotation-1-1", "batch-ragged",
     "split-pages-window", "window-20-new-7", "paper-2bit",
 )  # fmt: skip
-PREFILLED = ("outliers-4-group-3-new-40", "dim-128-bits-2", "prompt-200", "window-20-new-70")
+PREFILLED = ("outliers-4-group-3-new-40", "dim-128-bits-2", "prompt-200", "window-20-new-70",
+    "dim-128-bits-2-brain",
+)  # fmt: skip
 MANY_PAGES = AttentionCase(
     "many-pages",
     CompressionConfig.preset("k2v2"),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from gear_trt.cli.export import app
@@ -196,15 +196,26 @@ def test_an_interrupted_build_leaves_nothing(folder):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, LOG_FILE])
 
 
-def test_the_command_builds_what_its_flags_say(exported, tmp_path):
+def plugin_types(folder):
+    """Types of the first three inputs of every plugin layer, by TensorRT's list of the layers."""
+    lines = (folder / LOG_FILE).read_text().splitlines()
+    layers = [line for line in lines if "GearAttention.0" in line and "LayerType: " in line]
+    return [re.findall(r"Datatype: (\w+)", line)[:3] for line in layers]
+
+
+def test_the_command_builds_what_its_flags_say(tmp_path):
+    """Of a model in bfloat16, which goes into the plugin as it is."""
     words = "--tensorrt tensorrt-rtx --max-batch 2 --max-new-tokens 8 --max-context 64"
     flags = [*words.split(), "--compute-capability", "8.6", "--compute-capability", "8.9"]
-    arguments = (exported.parent / "model.onnx", "-o", tmp_path / "out", *flags)
+    brain = text.retyped(text.written_out(), TensorProto.FLOAT, TensorProto.BFLOAT16)
+    onnx.save(brain, tmp_path / "model.onnx")
+    arguments = (tmp_path / "model.onnx", "-o", tmp_path / "out", *flags)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == ExitStatus.OK
     assert result.stderr.splitlines().count("building with tensorrt-rtx") == 1
     facts = Manifest.read(tmp_path / "out").tensorrt
     assert facts.compute_capabilities == ("8.6", "8.9")
+    assert plugin_types(tmp_path / "out") == [["BFloat16"] * 3] * PROFILES
     assert facts.limits == EngineLimits(
         max_batch=2, max_new_tokens=8, max_pages=1, num_pages=2, slots=2
     )

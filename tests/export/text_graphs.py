@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, CONTEXT = 4, 2, 16, 64, 64
 
@@ -160,6 +160,26 @@ def _weights():
         **{name: np.array(value, np.int64) for name, value in integers.items()},
         **{name: np.array(value, np.float32) for name, value in floats.items()},
     }
+
+
+def retyped(model, source, target):
+    """Return a model with another float type in the place of one."""
+    converted = onnx.ModelProto()
+    converted.CopyFrom(model)
+    array_type = helper.tensor_dtype_to_np_dtype(target)
+    for tensor in converted.graph.initializer:
+        if tensor.data_type == source:
+            array = numpy_helper.to_array(tensor).astype(array_type)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for node in converted.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == source:
+                attribute.i = target
+    graph = converted.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == source:
+            value.type.tensor_type.elem_type = target
+    return converted
 
 
 def run_original(model, token_ids):

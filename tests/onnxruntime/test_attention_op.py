@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from gear_trt.bench.graphs import attributes, one_node_model
 from gear_trt.reference import decompress_sequence
@@ -16,7 +17,7 @@ from tests.plugins.checks import assert_states_equal, nmse
 TOLERANCE = {"float32": 2e-3, "float16": 4e-3}
 
 
-def run_case(case, call, state):
+def run_case(case, call, state, library=None):
     """Run a row of the case table on `state`, bound in place; return the output [B, S, N, D]."""
     layer = LayerFacts(
         num_heads=case.group * case.kv_heads,
@@ -27,7 +28,7 @@ def run_case(case, call, state):
     values = attributes(
         layer, scale=case.scale, softcap=case.softcap, sliding_window=case.sliding_window
     )
-    session = open_session(one_node_model(layer, dtype=case.dtype, values=values))
+    session = open_session(one_node_model(layer, dtype=case.dtype, values=values), library=library)
     rows = call.query_BSND.shape[:2]
     output = np.full((*rows, layer.num_heads * layer.head_dim), np.nan, case.dtype)
     inputs = {
@@ -49,7 +50,8 @@ def run_case(case, call, state):
     binding = session.io_binding()
     for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
         for name, array in arrays.items():
-            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+            bind(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
     session.run_with_iobinding(binding)
     return output.reshape(call.query_BSND.shape)
 

@@ -1,12 +1,16 @@
 """ONNX Runtime's CUDA backend: on the emulated GPU everywhere, on a real one where there is one."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import gear_trt
 from gear_trt.errors import ErrorCode, GearError
+from gear_trt.runtime.manifest import MODEL_FILE
 from gear_trt.runtime.onnxruntime import open_session, session_options
+from gear_trt.spec import DOMAIN, graph
 from tests.cuda.build import CUDA_BUILD
 from tests.cuda.conftest import emulated  # noqa: F401 - a fixture
 from tests.onnxruntime.emulated import emulated_engine
@@ -36,6 +40,45 @@ def compare(engine, reference):
 def test_steps_on_the_emulated_gpu_give_what_the_cpu_gives(folder, emulated):  # noqa: F811
     with gear_trt.load(folder, batch=2, threads=1, backend="onnxruntime") as reference:
         compare(emulated_engine(folder, batch=2), reference)
+
+
+def with_bfloat16_attention(folder):
+    """Write an engine folder whose GearAttention nodes and logits are in bfloat16, nothing else."""
+    write_engine(folder)
+    model = onnx.load(folder / MODEL_FILE)
+    kept = list(model.graph.node)
+    del model.graph.node[:]
+
+    def cast(name, target, dtype):
+        model.graph.node.append(helper.make_node("Cast", [name], [target], to=dtype))
+
+    for node in kept:
+        if node.domain != DOMAIN:
+            model.graph.node.append(node)
+            continue
+        for index in range(3):
+            cast(node.input[index], f"{node.input[index]}.narrow", TensorProto.BFLOAT16)
+            node.input[index] += ".narrow"
+        output = node.output[0]
+        node.output[0] += ".narrow"
+        model.graph.node.append(node)
+        cast(node.output[0], output, TensorProto.FLOAT)
+    for node in model.graph.node:
+        node.output[:] = ["wide" if name == graph.LOGITS else name for name in node.output]
+    cast("wide", graph.LOGITS, TensorProto.BFLOAT16)
+    logits = next(value for value in model.graph.output if value.name == graph.LOGITS)
+    logits.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    onnx.save(model, folder / MODEL_FILE)
+    return folder
+
+
+def test_attention_and_logits_in_bfloat16(folder, tmp_path, emulated):  # noqa: F811
+    narrow = with_bfloat16_attention(tmp_path / "narrow")
+    with gear_trt.load(folder, batch=2, threads=1, backend="onnxruntime") as reference:
+        compare(emulated_engine(narrow, batch=2), reference)
+    with pytest.raises(GearError) as caught:
+        gear_trt.load(narrow, threads=1, backend="onnxruntime")
+    assert caught.value.detail == "the graph has no output logits in float32 or float16"
 
 
 def test_generation_and_siblings(folder, emulated):  # noqa: F811

@@ -10,9 +10,11 @@ import pytest
 from gear_trt import native
 from gear_trt.bench.graphs import one_node_model
 from gear_trt.spec import CompressionConfig, graph
+from tests.cases import ATTENTION_CASES, attention_call
 from tests.cuda.build import CUDA_BUILD, emulated_build
 from tests.onnxruntime.op import D, Op, layer, open_session
-from tests.onnxruntime.test_attention_op import check_steps
+from tests.onnxruntime.test_attention_op import check_steps, run_case
+from tests.plugins.checks import TOLERANCE, assert_states_equal, nmse
 
 K4V4 = CompressionConfig.preset("k4v4")
 
@@ -37,6 +39,17 @@ def test_prefill_then_chunked_prefill_then_decode(preset, dtype, emulated):
     op = Op(CompressionConfig.preset(preset), dtype=dtype, library=emulated)
     check_steps(op, [[70], [63], *[[1]] * 3])
     assert op.state.page_pool.any(), "the steps must fill pages"
+    assert noted(emulated) is None
+
+
+@pytest.mark.parametrize("row", ["k4v4-new-1", "k4v4-new-40", "exact-new-40"])
+def test_bfloat16_activations(row, emulated):
+    case = next(case for case in ATTENTION_CASES if case.name == f"brain-{row}")
+    call = attention_call(case)
+    state = call.before.copy()
+    output = run_case(case, call, state, emulated)
+    assert nmse(output, call.output_BSND) <= TOLERANCE["bfloat16"]
+    assert_states_equal(state, call.after, case, call)
     assert noted(emulated) is None
 
 

@@ -1,5 +1,6 @@
 """How results of the kernels are compared with the reference's."""
 
+import dataclasses
 import platform
 
 import numpy as np
@@ -19,8 +20,8 @@ INSTRUCTION_SETS = (
 FITTED = ("token_factors", "channel_factors", "factor_scales")
 """Fields that follow float sums, whose order kernels choose."""
 
-TOLERANCE = {"float32": 1e-10, "float16": 1e-6}
-"""Largest NMSE by output type; rounding to FP16 alone costs 5e-8."""
+TOLERANCE = {"float32": 1e-10, "float16": 1e-6, "bfloat16": 6e-6}
+"""Largest NMSE by output type; rounding to FP16 alone costs 5e-8, to bfloat16 3e-6."""
 
 GUARD_BYTES = 4096
 
@@ -133,6 +134,19 @@ def assert_states_equal(actual, expected, case, call):
                 assert_pages_equal(actual.page_pool[page, head], words, case.config, case.head_dim)
             else:
                 np.testing.assert_array_equal(actual.page_pool[page, head], words)
+
+
+def check_that_ties_go_to_even(attention, group):
+    """Means of two neighbouring bfloat16, each in the middle of the two."""
+    head_dim = 64
+    case = AttentionCase("ties", head_dim=head_dim, past=(0,), new=(2,), group=group)
+    call = attention_call(dataclasses.replace(case, dtype="bfloat16"))
+    lower = 1 + np.arange(head_dim) / 128
+    call.value_BSHD[0, :, 0] = np.stack([lower, lower + 1 / 128])
+    call.query_BSND[:] = 0  # both tokens weigh the same
+    output = run_call(attention, case, call, call.before.copy())
+    expected = (lower + 1 / 256).astype("bfloat16")
+    np.testing.assert_array_equal(output[0, 1], np.broadcast_to(expected, (group, head_dim)))
 
 
 TOKEN_STEPS = ((150,), (1,) * 150, (70, 1, 1, 64, 14), (3, 147))

@@ -8,6 +8,7 @@ from tests.plugins.checks import (
     TOLERANCE,
     check_attention,
     check_that_steps_do_not_matter,
+    check_that_ties_go_to_even,
     nmse,
     run_call,
 )
@@ -58,6 +59,10 @@ def test_the_number_of_threads_changes_nothing(case):
 @pytest.mark.parametrize("preset", ["k4v4", "paper-2bit", "exact"])
 def test_the_cache_does_not_depend_on_how_tokens_come(preset, steps, instruction_set):
     check_that_steps_do_not_matter(native.attention, preset, steps)
+
+
+def test_bfloat16_is_rounded_to_nearest_even(instruction_set):
+    check_that_ties_go_to_even(native.attention, 2)
 
 
 def test_pages_behind_the_window_may_be_gone(instruction_set):

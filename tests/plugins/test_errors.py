@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gear_trt import native
+from gear_trt import c_api, native
 from gear_trt.spec import CompressionConfig
 from tests.cases import AttentionCase, attention_call
 from tests.plugins.test_attention import run
@@ -79,6 +79,38 @@ def test_a_float32_cache_takes_what_half_cannot_hold(instruction_set):
     call = attention_call(case)
     call.key_BSHD[0, 0, 0, 0] = 1e30
     run(case, call, call.before.copy())
+
+
+def beyond_half(group=2):
+    """A case in bfloat16 whose second new key is finite and beyond FP16, and its call."""
+    case = AttentionCase("beyond", past=(130,), new=(3,), group=group, dtype="bfloat16")
+    call = attention_call(case)
+    key = call.key_BSHD.copy()
+    key[0, 1, 0, 9] = 65536.0
+    return case, type(call)(**{**call.__dict__, "key_BSHD": key})
+
+
+BEYOND_HALF = "KV head 0, token 131 of sequence 0: key has the value 65536.0*, which is beyond FP16"
+
+
+def test_bfloat16_that_half_cannot_hold(instruction_set):
+    case, call = beyond_half()
+    state = call.before.copy()
+    with pytest.raises(ValueError, match=BEYOND_HALF):
+        run(case, call, state)
+    assert state.residual_buffer.tobytes() == call.before.residual_buffer.tobytes()
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_types_without_a_number_are_refused(number):
+    shape = c_api.AttentionShape(
+        CompressionConfig(), "float32", batch=1, seq_len=1, num_heads=1, num_kv_heads=1,
+        head_dim=16, num_pages=1, num_slots=1, max_pages=1,
+    )  # fmt: skip
+    call = c_api.attention_call(shape, {}, scale=1.0)
+    call.data_type = number
+    with pytest.raises(ValueError, match=rf"data_type is {number}, must be in 0\.\.2"):
+        native.run_attention(call)
 
 
 def with_idle_rows(call):

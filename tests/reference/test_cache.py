@@ -1,3 +1,4 @@
+import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by its name
 import numpy as np
 import pytest
 
@@ -55,6 +56,26 @@ def test_append_token_by_token_equals_append_in_bulk(sinks, chunk):
     assert bulk.page_pool[5].any()
     assert bulk.page_pool[2].any()
     assert not bulk.page_pool[1].any(), "a chunk that lacks one token must not be compressed"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_activations_are_those_of_float32_rounded_once(dtype):
+    rows = random_rows(2, 70).astype(dtype)
+    query = rows[0][:, :, [0, 0, 1]][:, :, [0, 1, 2, 2]]
+    outputs, states = [], []
+    for keys, values, queries in ((*rows, query), (*rows.astype(np.float32), query.astype("f4"))):
+        cache = new_cache(CONFIG)
+        where = {
+            "page_table": np.array([[5, 2, 0], [1, 3, 4]], np.int32), "slots": lengths(1, 0),
+            "past_lengths": lengths(0, 0), "new_lengths": lengths(70, 9),
+        }  # fmt: skip
+        outputs.append(attend(queries, keys, values, cache, **where, scale=0.25))
+        cache.append(keys, values, **where)
+        states.append((cache.page_pool, cache.residual_buffer))
+    assert outputs[0].dtype == dtype
+    np.testing.assert_array_equal(outputs[0], outputs[1].astype(dtype))
+    for narrow, wide in zip(*states, strict=True):
+        np.testing.assert_array_equal(narrow, wide)
 
 
 def test_pages_never_change_once_written():

@@ -11,7 +11,12 @@ from gear_trt.runtime.device.graph import DeviceGraph, Limits, Programs
 from gear_trt.runtime.manifest import Manifest
 from gear_trt.runtime.memory import DeviceMemory
 from gear_trt.runtime.model import Model
-from gear_trt.runtime.onnxruntime import logits_dtype, open_session, session_options
+from gear_trt.runtime.onnxruntime import (
+    HOST_DTYPES,
+    logits_dtype,
+    open_session,
+    session_options,
+)
 from gear_trt.runtime.onnxruntime_cuda import OrtProgram
 
 QUEUES = {}
@@ -107,7 +112,7 @@ def host_programs(folder, cache, queue, *, prefill=None, decode=None, faults=Non
     ]
     return Programs(
         *programs,
-        getattr(torch, logits_dtype(session, manifest.model.vocab_size)),
+        getattr(torch, logits_dtype(session, manifest.model.vocab_size, HOST_DTYPES)),
         manifest.model.vocab_size,
         faults or (lambda: None),
     )

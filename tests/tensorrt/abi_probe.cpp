@@ -131,6 +131,7 @@ void enums() {
   VALUE(DataType::kFLOAT);
   VALUE(DataType::kHALF);
   VALUE(DataType::kINT32);
+  VALUE(DataType::kBF16);
   VALUE(TensorFormat::kLINEAR);
   VALUE(APILanguage::kCPP);
   VALUE(PluginCapabilityType::kCORE);

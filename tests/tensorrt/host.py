@@ -30,8 +30,9 @@ from gear_trt import c_api
 from gear_trt.spec import GEAR_ATTENTION, CompressionConfig, layout_hash
 
 ROOT = Path(__file__).parents[2]
-FLOAT, HALF, INT8, INT32 = 0, 1, 2, 3
+FLOAT, HALF, INT8, INT32, BF16 = 0, 1, 2, 3, 7
 """Values of TensorRT's `DataType`."""
+ACTIVATIONS = {"float32": FLOAT, "float16": HALF, "bfloat16": BF16}
 DATA_TYPES = range(12)
 LINEAR = 0
 TENSOR_FORMATS = range(13)

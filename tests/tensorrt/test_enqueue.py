@@ -15,6 +15,7 @@ from tests.plugins.checks import check_attention, nmse, run_call, run_guarded
 
 CPU = torch.device("cpu")
 CASES = [case for case in ATTENTION_CASES if case.name.startswith(ROWS)]
+PROMPT = AttentionCase("plugin-prompt", past=(70, 0), new=(40, 3), group=8, dtype="bfloat16")
 MANY_SPLITS = AttentionCase("plugin-splits", past=(900, 333), new=(1, 1), kv_heads=2)
 
 
@@ -23,7 +24,7 @@ def kernels(request, emulated_library):
     return PluginKernels(emulated_library, CPU, in_place=request.param == "in-place")
 
 
-@pytest.mark.parametrize("case", [*CASES[::4], MANY_SPLITS], ids=str)
+@pytest.mark.parametrize("case", [*CASES[::4], MANY_SPLITS, PROMPT], ids=str)
 def test_output_and_state_equal_the_reference(case, kernels):
     check_attention(kernels.attention, case, TOLERANCE[case.dtype])
 

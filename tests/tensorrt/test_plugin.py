@@ -9,6 +9,7 @@ from gear_trt import c_api, cuda
 from gear_trt.spec import GEAR_ATTENTION, CompressionConfig, page_layout
 from tests.cases import ATTENTION_CASES
 from tests.tensorrt.host import (
+    ACTIVATIONS,
     BUILD,
     DATA_TYPES,
     FIELD_CHAR,
@@ -187,7 +188,7 @@ def test_interfaces(plugin):
             assert f"{name}={value}" in plugin.metadata.split()
 
 
-@pytest.mark.parametrize("activation", [FLOAT, HALF])
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("preset", ["k4v4", "exact"])
 def test_output_types_follow_the_query_and_the_config(host, preset, activation):
     config = CompressionConfig.preset(preset)
@@ -199,7 +200,7 @@ def test_output_types_follow_the_query_and_the_config(host, preset, activation):
 @pytest.mark.parametrize(
     ("index", "given", "reason"),
     [
-        (0, INT8, "query has type INT8, expected FLOAT or HALF"),
+        (0, INT8, "query has type INT8, expected FLOAT, HALF or BF16"),
         (1, FLOAT, "key has type FLOAT, expected HALF"),
         (3, HALF, "page_pool has type HALF, expected INT32"),
         (4, FLOAT, "residual_buffer has type FLOAT, expected HALF"),
@@ -238,7 +239,7 @@ def test_wrong_ranks_are_named(host, plugin):
     ]
 
 
-@pytest.mark.parametrize("activation", [FLOAT, HALF])
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("preset", ["k4v4", "exact"])
 def test_supported_formats_are_exactly_those_of_the_op(host, preset, activation):
     """Every tensor with every type and format, where those before it are right."""
@@ -255,7 +256,7 @@ def test_supported_formats_are_exactly_those_of_the_op(host, preset, activation)
             descs[position].desc.format = tensor_format
             if made.supports(position, descs):
                 supported.add((data_type, tensor_format))
-        allowed = {FLOAT, HALF} if position == 0 else {expected[position]}
+        allowed = {*ACTIVATIONS.values()} if position == 0 else {expected[position]}
         assert supported == {(data_type, LINEAR) for data_type in allowed}, tensor.name
     assert host.take_log() == []  # a builder tries out: nothing of it is an error
 
@@ -321,7 +322,7 @@ def test_the_workspace_is_enough_for_every_call_of_the_profile(case, emulated, e
     largest = 0
     for batch, seq_len in ((1, 1), (1, 8), (1, 40), (2, 300), (16, 1), (16, 300)):
         sizes = {**SIZES, "B": batch, "S": seq_len}
-        activation = FLOAT if case.dtype == "float32" else HALF
+        activation = ACTIVATIONS[case.dtype]
         size = made.workspace(profile(case.config, activation, sizes=sizes, **heads))
         shape = c_api.AttentionShape(
             config=case.config, dtype=case.dtype, batch=batch, seq_len=seq_len, **heads,

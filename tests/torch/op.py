@@ -1,6 +1,22 @@
 """Rows of the case table as torch tensors."""
 
+import numpy as np
 import torch
+
+
+def as_tensor(array):
+    """A tensor with the elements of an array, and with its memory where that is dense."""
+    dense = np.ascontiguousarray(array)
+    if dense.dtype.name == "bfloat16":  # which numpy knows from ml_dtypes, and torch not from numpy
+        return torch.from_numpy(dense.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(dense)
+
+
+def as_array(tensor):
+    """The way back."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.cpu().view(torch.int16).numpy().view("bfloat16")
+    return tensor.cpu().numpy()
 
 
 def arguments(case, call, state, device="cpu"):
@@ -17,7 +33,7 @@ def arguments(case, call, state, device="cpu"):
         "new_lengths": call.new_lengths,
     }
     return {
-        **{name: torch.from_numpy(array).to(device) for name, array in tensors.items()},
+        **{name: as_tensor(array).to(device) for name, array in tensors.items()},
         "config": case.config,
         "scale": case.scale,
         "softcap": case.softcap,

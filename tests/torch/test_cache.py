@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+import gear_trt.torch as gear_torch
 from gear_trt.errors import ErrorCode, GearError
 from gear_trt.runtime.footprint import fp16_bytes_per_token
 from gear_trt.spec import CompressionConfig, bits_per_element
@@ -133,11 +134,20 @@ def test_selected_sequences_go_on_as_if_they_were_alone(llama):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
+def test_half_precision(dtype, monkeypatch):
+    """The op takes it as it is: nothing is widened."""
     model = network("llama").to(dtype)
     ours = geared(model)
     ids = tokens(1, LENGTH)
+    seen = set()
+
+    def attention(*sides, **options):
+        seen.update(side.dtype for side in sides)
+        return gear_torch.attention(*sides, **options)
+
+    monkeypatch.setattr("gear_trt.torch.layer.attention", attention)
     got = steps(ours, GearCache(ours.config, "fp16"), ids, (100, 50)).float()
+    assert seen == {dtype}
     want = steps(network("llama"), DynamicCache(), ids, (LENGTH,))
     theirs = steps(model, DynamicCache(), ids, (LENGTH,)).float()
     assert got.dtype == torch.float32

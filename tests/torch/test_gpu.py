@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import gear_trt.torch as gear_torch
+from benchmarks.gpu_cases import TOLERANCE
 from gear_trt.spec import CompressionConfig
 from gear_trt.spec.layout import CONFIG_VARIABLES
 from gear_trt.torch import GearCache, measure_key_scales
 from tests.cases import AttentionCase, attention_call
 from tests.plugins.checks import nmse
 from tests.torch.networks import SUPPORTED, network, tokens
-from tests.torch.op import arguments
+from tests.torch.op import arguments, as_array
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,8 +24,6 @@ pytestmark = [
 CASE = AttentionCase("torch", past=(130, 60, 9), new=(2, 70, 3), kv_heads=2)
 STEP = dataclasses.replace(CASE, name="step", new=(2, 1, 3))
 """No page becomes full, so that the call leaves what it reads as it is, and can be made again."""
-TOLERANCE = 5e-6
-"""See `benchmarks.gpu_cases.TOLERANCE`."""
 
 
 @pytest.fixture
@@ -33,10 +32,13 @@ def inputs():
     return arguments(CASE, call, call.before, "cuda")
 
 
-def test_the_op_on_a_gpu_equals_the_reference(inputs):
-    output = gear_torch.attention(**inputs)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_op_on_a_gpu_equals_the_reference(dtype):
+    case = dataclasses.replace(CASE, dtype=dtype)
+    call = attention_call(case)
+    output = gear_torch.attention(**arguments(case, call, call.before, "cuda"))
     gear_torch.raise_errors(torch.device("cuda"))
-    assert nmse(output.cpu().numpy(), attention_call(CASE).output_BSND) <= TOLERANCE
+    assert nmse(as_array(output), call.output_BSND) <= TOLERANCE[dtype]
 
 
 def test_torch_finds_nothing_wrong_with_the_op(inputs):

@@ -16,10 +16,14 @@ from gear_trt.torch import device
 from tests.cases import ATTENTION_CASES, AttentionCase, attention_call
 from tests.plugins.checks import TOLERANCE, assert_states_equal, nmse
 from tests.plugins.test_attention import run
-from tests.torch.op import arguments
+from tests.torch.op import arguments, as_array
 
 CASE = AttentionCase("torch", past=(130, 60, 9), new=(2, 70, 3), kv_heads=2)
-ROWS = [case for case in ATTENTION_CASES if case.name.startswith(("batch", "half", "soft", "new"))]
+ROWS = [
+    case
+    for case in ATTENTION_CASES
+    if case.name.startswith(("batch", "half", "brain", "soft", "new"))
+]
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def test_output_and_state_equal_the_reference(case):
     call = attention_call(case)
     state = call.before.copy()
     output = gear_torch.attention(**arguments(case, call, state))
-    assert nmse(output.numpy(), call.output_BSND) <= TOLERANCE[case.dtype]
+    assert nmse(as_array(output), call.output_BSND) <= TOLERANCE[case.dtype]
     assert_states_equal(state, call.after, case, call)
 
 

@@ -20,22 +20,38 @@ static inline void* element_at(void* base, DataType type, int64_t index) {
 
 static inline Floats load_any(const void* source, DataType type, int64_t index) {
   const void* element = element_at(source, type, index);
-  return type == DataType::kFloat32 ? load<Floats>(element) : load_halves(element);
+  switch (type) {
+    case DataType::kFloat16:
+      return load_halves(element);
+    case DataType::kBFloat16:
+      return load_bfloat16(element);
+    default:
+      return load<Floats>(element);
+  }
 }
 
-// `count` is a multiple of 16; FP16 saturates.
+// FP16 saturates.
+static inline void store_any(void* target, DataType type, int64_t index, Floats x) {
+  void* element = element_at(target, type, index);
+  switch (type) {
+    case DataType::kFloat16:
+      return store(element, to_halves(x));
+    case DataType::kBFloat16:
+      return store(element, to_bfloat16(x));
+    default:
+      return store(element, x);
+  }
+}
+
+// `count` is a multiple of 16.
 static inline void convert(const void* source, DataType source_type, void* target,
                            DataType target_type, int count) {
   if (source_type == target_type) {
     memcpy(target, source, count * element_size(source_type));
-  } else if (source_type == DataType::kFloat32) {
-    const auto* floats = static_cast<const float*>(source);
-    auto* halves = static_cast<uint16_t*>(target);
-    for (int i = 0; i < count; i += kWidth) store(halves + i, to_halves(load_floats(floats + i)));
-  } else {
-    const auto* halves = static_cast<const uint16_t*>(source);
-    auto* floats = static_cast<float*>(target);
-    for (int i = 0; i < count; i += kWidth) store(floats + i, load_halves(halves + i));
+    return;
+  }
+  for (int i = 0; i < count; i += kWidth) {
+    store_any(target, target_type, i, load_any(source, source_type, i));
   }
 }
 

@@ -202,6 +202,11 @@ static inline Floats load_halves(const void* source) {
 #endif
 }
 
+static inline Floats load_bfloat16(const void* source) {
+  const Words words = __builtin_convertvector(load<Halves>(source), Words);
+  return reinterpret_cast<Floats>(words << 16);
+}
+
 static inline float load_half(uint16_t half) {
 #if defined(__F16C__)
   return _cvtsh_ss(half);
@@ -344,6 +349,15 @@ static inline Halves to_halves(Floats x) {
   }
   return halves;
 #endif
+}
+
+// bfloat16 bits of x: nearest, ties to even. A number too large becomes infinite; NaN stays NaN.
+static inline Halves to_bfloat16(Floats x) {
+  const Words bits = reinterpret_cast<Words>(x);
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words quiet = bits >> 16 | 0x40u;
+  const Words is_number = reinterpret_cast<Words>(x == x);
+  return __builtin_convertvector((rounded & is_number) | (quiet & ~is_number), Halves);
 }
 
 // e^x for x <= 0, 0 where it would be subnormal. Relative error below 2e-7.

@@ -75,11 +75,12 @@ Plan make_plan(const Call& call) {
 
 using PrefillKernel = void (*)(AttentionParams);
 
-// For FP16 calls of more rows than a tile. FP32 ones keep to the decode kernel, which loses fewer
-// digits.
+// For FP16 and bfloat16 calls of more rows than a tile. FP32 ones keep to the decode kernel, which
+// loses fewer digits.
 PrefillKernel prefill_kernel(const Call& call) {
-  if (call.data_type != DataType::kFloat16 || call.buffer_type != DataType::kFloat16)
+  if (call.data_type == DataType::kFloat32 || call.buffer_type == DataType::kFloat32) {
     return nullptr;
+  }
   if (call.seq_len * call.group() <= kPrefillRows) return nullptr;
   switch (call.head_dim()) {
     case 64:

@@ -1,5 +1,6 @@
 // Products with tokens that are held as they are: sinks, the buffer's other rows, the new tokens,
-// and pages of pass-through sides. FP32 rows enter as two halves.
+// and pages of pass-through sides. FP32 rows enter as two halves, bfloat16 rows as one
+// (docs/adr/0026).
 //
 // A lane reads tokens 2g and 2g + 1 of a block of 16, elements 4t .. 4t + 3 of each 16 channels.
 #pragma once
@@ -32,8 +33,10 @@ GEAR_DEVICE SplitQuad load_split(ExactRow row, int channel) {
     const Quad high = round_quad(x);
     return {high, round_rest(x, high)};
   }
-  const uint2 x =
-      *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row.elements) + channel);
+  uint2 x = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row.elements) + channel);
+  if (row.type == DataType::kBFloat16) {
+    x = make_uint2(halves_of_bfloat16(x.x), halves_of_bfloat16(x.y));
+  }
   return {{first_halves(x.x, x.y), second_halves(x.x, x.y)}, {0, 0}};
 }
 

@@ -12,6 +12,7 @@
 // A pair of halves is a word, the first one in its low bits.
 #pragma once
 
+#include "core/bfloat16.h"
 #include "cuda/device.h"
 
 namespace gear::cuda {
@@ -44,6 +45,11 @@ GEAR_DEVICE __half2 halves_of(uint32_t word) {
 
 GEAR_DEVICE uint32_t pack_halves(float first, float second) {
   return word_of(__floats2half2_rn(first, second));
+}
+
+// The two bfloat16 of a word as halves; infinite beyond FP16's range.
+GEAR_DEVICE uint32_t halves_of_bfloat16(uint32_t word) {
+  return pack_halves(first_bfloat16(word), second_bfloat16(word));
 }
 
 GEAR_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {

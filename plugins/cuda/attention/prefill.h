@@ -1,11 +1,12 @@
-// Attention of many query rows, FP16: each block takes 128 rows of one sequence and KV head, each
-// warp 16 of them, and all share tiles of 64 tokens in shared memory.
+// Attention of many query rows, FP16 or bfloat16: each block takes 128 rows of one sequence and KV
+// head, each warp 16 of them, and all share tiles of 64 tokens in shared memory.
 //
 //   scores [16 rows, 64 tokens] = Q · Kᵀ, output [16 rows, D] += P · V, rows on M.
 //   row r = token · G + head, as in queries.h.
 //
 // Pages come first, unpacked once per block, in their rotated spaces; then their output is rotated
-// back, and the exact tokens follow, copied two tiles deep while products run.
+// back, and the exact tokens follow, copied two tiles deep while products run. Operands are FP16:
+// bfloat16 becomes FP16 where it is loaded, new tokens by the threads that copied them.
 #pragma once
 
 #include "cuda/attention/duties.h"
@@ -99,6 +100,15 @@ class Prefill {
     queries_[2 * pair + 1][2 + i] = x.w;
   }
 
+  GEAR_DEVICE bool has_bfloat16() const { return call_.data_type == DataType::kBFloat16; }
+
+  // Eight activations as halves.
+  GEAR_DEVICE uint4 as_halves(uint4 x) const {
+    if (!has_bfloat16()) return x;
+    return make_uint4(halves_of_bfloat16(x.x), halves_of_bfloat16(x.y), halves_of_bfloat16(x.z),
+                      halves_of_bfloat16(x.w));
+  }
+
   GEAR_DEVICE void load_queries() {
     const auto* query = static_cast<const uint16_t*>(call_.query);
 #pragma unroll
@@ -106,7 +116,7 @@ class Prefill {
       const uint16_t* source = query + row_offset(min(row(i), num_rows_ - 1)) + 8 * lane_quad();
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
-        set_query(pair, i, *reinterpret_cast<const uint4*>(source + 32 * pair));
+        set_query(pair, i, as_halves(*reinterpret_cast<const uint4*>(source + 32 * pair)));
       }
     }
   }
@@ -313,6 +323,7 @@ class Prefill {
       if (start + kSpan < end) copy_tile(start + kSpan, end, token_position, stage ^ 1);
       cp_async_commit();
       cp_async_wait<1>();
+      if (has_bfloat16()) convert_tile(start, end, token_position, stage);
       __syncthreads();
       const bool is_masked = token_position(start) < first_seen(last_row()) ||
                              start + kSpan > end ||
@@ -324,17 +335,37 @@ class Prefill {
     }
   }
 
-  // Starts the copy of exact tokens first .. first + 63; the last token stands in for those beyond.
-  template <typename Position>
-  GEAR_DEVICE void copy_tile(int first, int end, const Position& token_position, int stage) {
+  // Calls visit(token of the tile, channel, its position) for the thread's chunks of eight channels
+  // of exact tokens first .. first + 63; the last token stands in for those beyond.
+  template <typename Position, typename Visit>
+  GEAR_DEVICE void for_each_chunk(int first, int end, const Position& token_position,
+                                  Visit&& visit) const {
     constexpr int kRowChunks = kHeadDim / 8;
     for (int i = threadIdx.x; i < kSpan * kRowChunks; i += blockDim.x) {
       const int token = i / kRowChunks;
-      const int channel = i % kRowChunks * 8;
-      const int at = token_position(min(first + token, end - 1));
+      visit(token, i % kRowChunks * 8, token_position(min(first + token, end - 1)));
+    }
+  }
+
+  // Starts the copy of a tile of exact tokens.
+  template <typename Position>
+  GEAR_DEVICE void copy_tile(int first, int end, const Position& token_position, int stage) {
+    for_each_chunk(first, end, token_position, [&](int token, int channel, int at) {
       cp_async<16>(keys(stage).at(token, channel), exact_row(0, at) + channel);
       cp_async<16>(values(stage).at(token, channel), exact_row(1, at) + channel);
-    }
+    });
+  }
+
+  // Makes halves of the new tokens that this thread has copied.
+  template <typename Position>
+  GEAR_DEVICE void convert_tile(int first, int end, const Position& token_position, int stage) {
+    for_each_chunk(first, end, token_position, [&](int token, int channel, int at) {
+      if (at < past_) return;
+      auto* key = reinterpret_cast<uint4*>(keys(stage).at(token, channel));
+      auto* value = reinterpret_cast<uint4*>(values(stage).at(token, channel));
+      *key = as_halves(*key);
+      *value = as_halves(*value);
+    });
   }
 
   GEAR_DEVICE const uint16_t* exact_row(int side, int at) const {
@@ -365,7 +396,8 @@ class Prefill {
     for_each_output([&](int i, int channel, float& x, float& y) {
       if (row(i) >= num_rows_) return;
       *reinterpret_cast<uint32_t*>(output + row_offset(row(i)) + channel) =
-          pack_halves(x * factor[i], y * factor[i]);
+          has_bfloat16() ? pack_bfloat16(x * factor[i], y * factor[i])
+                         : pack_halves(x * factor[i], y * factor[i]);
     });
   }
 

@@ -332,6 +332,15 @@ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   return result;
 }
 
+inline uint32_t pack_bfloat16(float first, float second) {
+  const auto nearest = [](float x) -> uint32_t {
+    const uint32_t bits = float_bits(x);
+    if (std::isnan(x)) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return nearest(first) | nearest(second) << 16;
+}
+
 inline float fast_exp2(float x) { return std::exp2(x); }
 
 template <typename... Parameters, typename... Arguments>

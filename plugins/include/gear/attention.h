@@ -8,8 +8,6 @@
 
 namespace gear {
 
-enum class DataType { kFloat32, kFloat16 };
-
 // Runs body(context, index) for every index in [0, count), in any order, on any thread. Hosts
 // pass their own thread pool through it.
 struct ParallelFor {

@@ -19,7 +19,7 @@ typedef struct GearAttentionCall {
   int32_t sliding_window;
   float scale;
   float softcap;
-  int32_t is_float16;  // query, key, value, output: 1 for float16, 0 for float32
+  int32_t data_type;  // query, key, value, output: 0 for float32, 1 for float16, 2 for bfloat16
   int32_t batch;
   int32_t seq_len;
   int32_t max_pages;

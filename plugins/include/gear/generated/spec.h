@@ -18,6 +18,10 @@ inline constexpr int kLanes = 16;
 inline constexpr int kHeadDimMultiple = 16;
 inline constexpr int kMaxHeadDim = 256;
 
+// Of activations: the numbers of GearAttentionCall::data_type.
+enum class DataType : int32_t { kFloat32, kFloat16, kBFloat16 };
+inline constexpr int kDataTypeCount = 3;
+
 // Variables of the layout expressions; the fields of CompressionConfig and head_dim.
 struct PageConfig {
   int key_bits;
