@@ -182,8 +182,10 @@ def run_engines() -> list[Row]:
     from benchmarks import gpu_engines, gpu_serving
 
     with gpu_engines.random_decoder() as folder:
-        outcomes = gpu_engines.run_backends(folder, gpu_engines.gpu_backends())
-        outcomes += gpu_serving.run_backends(folder, gpu_serving.gpu_models())
+        outcomes = [
+            *gpu_engines.run_backends(folder, gpu_engines.gpu_backends()),
+            *gpu_serving.run_backends(folder, gpu_serving.gpu_models()),
+        ]
     for outcome in outcomes:
         print(outcome)
     return [outcome.row() for outcome in outcomes]

@@ -13,16 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gear_trt.errors import ErrorCode, ExitStatus, GearError
+from benchmarks.gpu_outcomes import CANNOT, Outcome, report
 from gear_trt.runtime.choice import BackendName
 from gear_trt.runtime.engine import Engine, load
 from gear_trt.tensorrt.library import Flavour
@@ -32,40 +31,26 @@ TOLERANCE = 1e-3
 """Largest NMSE of the logits: the CPU rounds queries to bytes, GPUs round them to FP16."""
 LEAST_EQUAL = 0.9
 """Of the tokens that are the likeliest ones on the CPU, the part that must be so on a GPU."""
-CANNOT = (ErrorCode.MISSING_DEPENDENCY, ErrorCode.MISSING_LIBRARY, ErrorCode.BUILD_FAILED)
-"""Errors of a machine that lacks something, or of a TensorRT that does not support its GPU."""
 
 Open = Callable[[Path], Engine]
 FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one backend.
+class DecodingOutcome(Outcome):
+    """How exact and how fast one backend was.
 
     Attributes:
-        backend: Its name.
-        verdict: `ran`, `failed`, or `not run` where the machine lacks something.
-        text: Why it is so; or how exact and how fast it was.
         equal: Likeliest tokens that are those of the CPU, of `NEW_TOKENS`.
         nmse: Of all logits against those of the CPU.
         tokens_per_second: Of the decode steps; the first ones, which compile and capture, included.
     """
 
-    backend: str
-    verdict: str
-    text: str
+    kind = "engine"
+
     equal: int | None = None
     nmse: float | None = None
     tokens_per_second: float | None = None
-
-    def __str__(self) -> str:
-        """Return one line."""
-        return f"{self.backend}: {self.verdict}: {self.text}"
-
-    def row(self) -> dict[str, Any]:
-        """Return a row for benchmarks/results."""
-        return {"kind": "engine", **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def gpu_backends() -> dict[str, Open]:
 
 def run_backends(
     folder: Path, backends: Mapping[str, Open], *, prompt_tokens: int = PROMPT_TOKENS
-) -> list[Outcome]:
+) -> list[DecodingOutcome]:
     """Decode with the CPU, then with every backend; one that cannot run says why.
 
     Args:
@@ -121,20 +106,17 @@ def decode(engine: Engine, prompt: list[int], fed: list[int] | None = None) -> D
     return Decoding(tokens, np.stack(logits), time.perf_counter() - started)
 
 
-def _outcome(name: str, folder: Path, open_engine: Open, reference: Decoding) -> Outcome:
+def _outcome(name: str, folder: Path, open_engine: Open, reference: Decoding) -> DecodingOutcome:
     prompt = reference.tokens[:-NEW_TOKENS]
     try:
         with open_engine(folder) as engine:
             found = decode(engine, prompt, reference.tokens[-NEW_TOKENS:])
-    except GearError as error:
-        verdict = "not run" if error.code in CANNOT else "failed"
-        return Outcome(name, verdict, f"{error.message} ({error.hint})")
     except Exception as error:  # one backend's fault must not hide what the others do
-        return Outcome(name, "failed", f"{type(error).__name__}: {error}")
+        return DecodingOutcome.of_failure(name, error, CANNOT)
     return _compared(name, found, reference)
 
 
-def _compared(name: str, found: Decoding, reference: Decoding) -> Outcome:
+def _compared(name: str, found: Decoding, reference: Decoding) -> DecodingOutcome:
     from tests.plugins.checks import nmse
 
     error = float(nmse(found.logits, reference.logits))
@@ -142,7 +124,7 @@ def _compared(name: str, found: Decoding, reference: Decoding) -> Outcome:
     equal, speed = int(same[:-1].sum()), NEW_TOKENS / found.seconds
     is_right = error <= TOLERANCE and equal >= LEAST_EQUAL * NEW_TOKENS
     text = f"{equal} of {NEW_TOKENS} tokens as on the CPU, NMSE {error:.1e}, {speed:.0f} tokens/s"
-    return Outcome(name, "ran" if is_right else "failed", text, equal, error, speed)
+    return DecodingOutcome(name, "ran" if is_right else "failed", text, equal, error, speed)
 
 
 def _load(folder: Path, backend: BackendName) -> Engine:
@@ -175,9 +157,7 @@ def main() -> int:
     """Print what came of every backend; see `ExitStatus` for what is returned."""
     with random_decoder() if len(sys.argv) == 1 else _given(Path(sys.argv[1])) as folder:
         outcomes = run_backends(folder, gpu_backends())
-    print(*outcomes, sep="\n")
-    is_right = all(outcome.verdict != "failed" for outcome in outcomes)
-    return ExitStatus.OK if is_right else ExitStatus.FAILED
+    return report(outcomes)
 
 
 @contextmanager

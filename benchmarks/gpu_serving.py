@@ -12,15 +12,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_engines import CANNOT
-from gear_trt.errors import ErrorCode, ExitStatus, GearError
+from benchmarks.gpu_outcomes import CANNOT, Outcome, report
+from gear_trt.errors import ErrorCode, ExitStatus
 from gear_trt.runtime.choice import BackendName
 from gear_trt.runtime.model import Model
 from gear_trt.runtime.options import GenerationOptions
@@ -39,32 +38,20 @@ OpenModel = Callable[[Path], Model]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one backend.
+class ServingOutcome(Outcome):
+    """How alike the answers of one backend were, and how fast they came.
 
     Attributes:
-        backend: Its name.
-        verdict: `ran`, `failed`, or `not run` where the machine lacks something.
-        text: Why it is so; or how alike the answers and how fast they were.
         equal: Tokens as alone, of `REQUESTS * NEW_TOKENS`.
         tokens_per_second: Of all requests together, prompts included.
         tokens_per_second_alone: Of one after the other.
     """
 
-    backend: str
-    verdict: str
-    text: str
+    kind = "serving"
+
     equal: int | None = None
     tokens_per_second: float | None = None
     tokens_per_second_alone: float | None = None
-
-    def __str__(self) -> str:
-        """Return one line."""
-        return f"{self.backend}: {self.verdict}: {self.text}"
-
-    def row(self) -> dict[str, Any]:
-        """Return a row for benchmarks/results."""
-        return {"kind": "serving", **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,7 @@ def gpu_models() -> dict[str, OpenModel]:
     return {name: partial(Model.open, backend=name) for name in names}
 
 
-def run_backends(folder: Path, models: Mapping[str, OpenModel]) -> list[Outcome]:
+def run_backends(folder: Path, models: Mapping[str, OpenModel]) -> list[ServingOutcome]:
     """Serve the same requests over every backend; one that cannot run says why.
 
     Args:
@@ -96,16 +83,13 @@ def run_backends(folder: Path, models: Mapping[str, OpenModel]) -> list[Outcome]
     return [_outcome(name, folder, open_model) for name, open_model in models.items()]
 
 
-def _outcome(name: str, folder: Path, open_model: OpenModel) -> Outcome:
+def _outcome(name: str, folder: Path, open_model: OpenModel) -> ServingOutcome:
     try:
         model = open_model(folder)
         prompts = _prompts(model.manifest.model.vocab_size)
         together, alone = (_serve(model, prompts, is_alone=is_alone) for is_alone in (False, True))
-    except GearError as error:
-        verdict = "not run" if error.code in _CANNOT else "failed"
-        return Outcome(name, verdict, f"{error.message} ({error.hint})")
     except Exception as error:  # one backend's fault must not hide what the others do
-        return Outcome(name, "failed", f"{type(error).__name__}: {error}")
+        return ServingOutcome.of_failure(name, error, _CANNOT)
     return _compared(name, together, alone)
 
 
@@ -145,7 +129,7 @@ def _tokens(ticket: Ticket) -> list[int | None]:
     return [event.token for event in ticket]
 
 
-def _compared(name: str, together: Answers, alone: Answers) -> Outcome:
+def _compared(name: str, together: Answers, alone: Answers) -> ServingOutcome:
     equal = sum(map(_equal_tokens, together.tokens, alone.tokens))
     all_tokens = REQUESTS * NEW_TOKENS
     speed, alone_speed = (all_tokens / one.seconds for one in (together, alone))
@@ -154,7 +138,7 @@ def _compared(name: str, together: Answers, alone: Answers) -> Outcome:
         f"{equal} of {all_tokens} tokens as alone, {REQUESTS} requests at {speed:.0f} tokens/s, "
         f"one after the other at {alone_speed:.0f}, nothing left in the cache"
     )
-    return Outcome(name, verdict, text, equal, speed, alone_speed)
+    return ServingOutcome(name, verdict, text, equal, speed, alone_speed)
 
 
 def _equal_tokens(answer: list[int | None], other: list[int | None]) -> int:
@@ -167,10 +151,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__)
         return ExitStatus.USAGE
-    outcomes = run_backends(Path(sys.argv[1]), gpu_models())
-    print(*outcomes, sep="\n")
-    is_right = all(outcome.verdict != "failed" for outcome in outcomes)
-    return ExitStatus.OK if is_right else ExitStatus.FAILED
+    return report(run_backends(Path(sys.argv[1]), gpu_models()))
 
 
 if __name__ == "__main__":
